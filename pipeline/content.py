@@ -1,0 +1,133 @@
+"""The content hash: what a customer signs off, as one SHA-256. Pure: no Git, no files, no clock.
+
+The exact bytes, with a test vector that anybody can recompute, are in ``docs/content-hash.md``. They never change: a new
+section (packages, say) gets a name of its own, and a new rule a new ``tma-content-N``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, time
+from typing import Any
+
+import rfc8785
+
+from pipeline.errors import Reason, Refused
+from pipeline.model import Manifest, TreeFile
+
+VERSION = b"tma-content-1"
+"""The name of this way of computing, hashed first."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def canonical(value: Any) -> bytes:
+    """The bytes of a JSON value in the canonical form of RFC 8785 (JCS).
+
+    Tuples are arrays; dates and times, which YAML reads but JSON lacks, are their ISO 8601 texts. Raises
+    :class:`Refused` for what has no such form: an integer past 2^53, NaN, a key that is not text.
+    """
+    try:
+        return rfc8785.dumps(_json(value))
+    except (rfc8785.CanonicalizationError, RecursionError, UnicodeError) as error:
+        raise Refused(
+            "a value has no canonical JSON form (RFC 8785)", reasons=[Reason(str(error) or type(error).__name__)]
+        ) from None
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    return value
+
+
+def unfit(path: str, mode: str, target: bytes | None = None) -> str | None:
+    """Why a release cannot hold this file, or None when it can; ``target`` is where a symbolic link points.
+
+    A name must be the same on every system and safe in a listing; a link must stay inside the tree.
+    """
+    parts = path.split("/")
+    if mode == "160000":
+        return "is a submodule: its files are not in the tree"
+    if mode not in ("100644", "100755", "120000"):
+        return f"has the mode {mode}, which a release cannot hold"
+    if any(ord(character) < 32 or 0x7F <= ord(character) < 0xA0 for character in path):
+        return "has a control character in its name"
+    if "\\" in path:
+        return "has a backslash in its name"
+    if any(0xD800 <= ord(character) < 0xE000 for character in path):
+        return "has a name that is not UTF-8"
+    if any(part in ("", ".", "..") for part in parts):
+        return "has a name that is absolute or leaves the tree"
+    if any(part.casefold() == ".git" for part in parts):
+        return "lies in a folder of Git's own"
+    if any(len(part.encode()) > 255 for part in parts) or len(path.encode()) > 3000:
+        return "has a name that is too long"
+    if mode == "120000" and target is not None:
+        try:
+            text = target.decode()
+        except UnicodeDecodeError:
+            return "links to a name that is not UTF-8"
+        if not text or text.startswith("/") or any(ord(character) < 32 for character in text) or "\\" in text:
+            return f"links to {text!r}, which is not a relative path"
+        # Counted step by step, since a/../../b leaves the tree on its way even where its end would be inside again.
+        depth = len(parts) - 1
+        for part in text.split("/"):
+            depth += -1 if part == ".." else 0 if part in ("", ".") else 1
+            if depth < 0:
+                return f"links to {text!r}, outside the tree"
+    return None
+
+
+def files_digest(files: Iterable[TreeFile]) -> str:
+    """SHA-256, in hexadecimal, over the files in the order of their paths' bytes: mode, SHA-256 and path of each.
+
+    A file's own SHA-256 is that of its raw blob (of a symbolic link: of its target), never of ``git archive``, which
+    rewrites bytes where ``.gitattributes`` says export-subst. Raises :class:`Refused` for a path given twice.
+    """
+    digest = hashlib.sha256()
+    before: bytes | None = None
+    for path, file in sorted(((file.path.encode(), file) for file in files), key=lambda pair: pair[0]):
+        if path == before or b"\0" in path:
+            raise Refused(f"the path {file.path!r} is given twice, or holds a NUL")
+        before = path
+        digest.update(b"%s\0%s\0%s\0" % (file.mode.encode(), file.sha256.encode(), path))
+    return digest.hexdigest()
+
+
+def playbook_digest(playbook_yaml: Any) -> str:
+    """SHA-256 of the RFC 8785 form of the playbook's YAML as written: no default filled in, so that a field of ours
+    that is new voids nothing. Comments, quoting style and the order of keys do not count.
+    """
+    return settings_digest(playbook_yaml)
+
+
+def settings_digest(value: Any) -> str:
+    """SHA-256, in hexadecimal, of the RFC 8785 form of any JSON value."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def sections_digest(sections: Mapping[str, str]) -> str:
+    """The content hash over the sections' hexadecimal digests, in the order of the sections' names."""
+    digest = hashlib.sha256(VERSION + b"\0")
+    for name in sorted(sections):
+        digest.update(f"{name}\0{sections[name]}\0".encode())
+    return digest.hexdigest()
+
+
+def content_hash(manifest: Manifest, playbook_raw: Any) -> str:
+    """The content hash of a release: its files and the playbook that deploys it."""
+    return sections_digest({"files": files_digest(manifest.files), "playbook": playbook_digest(playbook_raw)})
+
+
+def script_checksum(data: bytes) -> str:
+    """SHA-256 of a migration by the algorithm ``sha256-bom-eol``: one leading UTF-8 BOM dropped, CRLF and CR made LF.
+
+    So a checkout on another system, or an editor that adds a BOM, is not an edit.
+    """
+    return hashlib.sha256(data.removeprefix(_BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n")).hexdigest()

@@ -1,0 +1,164 @@
+"""The deployment journal on a host: immutable files, one an entry, each with the SHA-256 of the one before.
+
+It is the auditor's second source: it shows a ledger that was cut short. It is never cleaned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable
+from typing import Annotated
+
+import rfc8785
+from pydantic import Field, StringConstraints, ValidationError
+
+from pipeline.errors import Failed, Reason, Refused
+from pipeline.model import Instant, Key, Noun, Outcome, Sha256
+from pipeline.transports import Result
+
+JOURNAL_SCHEMA = 1
+RACED = 93
+ATTEMPTS = 5
+FILE_NAME = re.compile(r"journal/(\d{6})-([a-z0-9-]+)\.json")
+
+
+class JournalEntry(Noun):
+    """One entry; its bytes are the RFC 8785 form. ``number`` and ``previous`` are filled in when it is appended.
+
+    ``what`` says what happened, in words of letters and hyphens (``deployment-started``); ``record`` and
+    ``record_sha256`` name the ledger's record; ``attested_by`` is reserved for a result that a person reports.
+    """
+
+    schema_version: int = JOURNAL_SCHEMA
+    number: int = Field(0, ge=0, le=999_999)
+    previous: Sha256 | None = None
+    run: str
+    fence: int = Field(ge=0)
+    customer: Key
+    environment: str
+    release: str | None = None
+    content: Sha256 | None = None
+    at: Instant
+    what: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
+    outcome: Outcome | None = None
+    record: str | None = None
+    record_sha256: Sha256 | None = None
+    attested_by: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        """``000001-deployment-started.json``."""
+        return f"{self.number:06d}-{self.what}.json"
+
+    def data(self) -> bytes:
+        """The canonical bytes."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
+
+
+class Journal:
+    """Reads and appends, through a host's ``run(script, *arguments, what=, …)``."""
+
+    def __init__(self, run: Callable[..., Result], host: str) -> None:
+        self._run = run
+        self._host = host
+
+    def entries(self) -> list[JournalEntry]:
+        """All entries, oldest first.
+
+        Raises Failed, with every finding, when one was changed, removed or slipped in; Refused, naming the version
+        needed, when one was written by a newer version of this tool.
+        """
+        findings: list[Reason] = []
+        entries: list[JournalEntry] = []
+        previous = None
+        for position, (name, data) in enumerate(self._files(), 1):
+            place = f"{self._host}:{name}"
+            match = FILE_NAME.fullmatch(name)
+            entry = self._parse(data, place)
+            if match is None or entry is None:
+                findings.append(Reason("it is no journal entry", place))
+            else:
+                if entry.data() != data:
+                    findings.append(Reason("its bytes are not in canonical form", place))
+                if f"journal/{entry.file_name}" != name or entry.number != position:
+                    findings.append(Reason(f"entry {position} was expected here", place))
+                if entry.previous != previous:
+                    findings.append(Reason("the entry before is not the one that this entry was written after", place))
+                entries.append(entry)
+            previous = hashlib.sha256(data).hexdigest()
+        if findings:
+            raise Failed(
+                f"the deployment journal on {self._host} is not as it was written.", reasons=findings, state=""
+            )
+        return entries
+
+    def append(self, entry: JournalEntry) -> JournalEntry:
+        """The entry as written, with its number and the hash of the one before.
+
+        An entry of the same run, ``what`` and outcome that is there already is given back instead, so that it can be
+        done again after a crash. Refused when the host has seen a higher fence: another run has taken over.
+        """
+        for _ in range(ATTEMPTS):
+            entries = self.entries()
+            for known in entries:
+                if (known.run, known.what, known.outcome) == (entry.run, entry.what, entry.outcome):
+                    return known
+            last = entries[-1] if entries else None
+            highest = max((known.fence for known in entries), default=0)
+            if highest > entry.fence:
+                raise Refused(
+                    f"run {entry.run} was overtaken: {self._host} has seen a later one.",
+                    reasons=[Reason(f"fence {highest} is above this run's {entry.fence}", f"journal of {self._host}")],
+                    state="This run must not change anything any more.",
+                )
+            written = entry.model_copy(
+                update={
+                    "number": last.number + 1 if last else 1,
+                    "previous": hashlib.sha256(last.data()).hexdigest() if last else None,
+                }
+            )
+            result = self._run(
+                "append_journal",
+                written.file_name,
+                last.file_name if last else "",
+                stdin=written.data(),
+                accepted=(0, RACED),
+                what="writing the deployment journal",
+            )
+            if result.exit_code != RACED:
+                return written
+        raise Failed(f"somebody else keeps writing the deployment journal on {self._host}.")
+
+    def _files(self) -> list[tuple[str, bytes]]:
+        packed = self._run("journal", what="reading the deployment journal").stdout
+        if not packed:
+            return []
+        files = []
+        with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+            for member in tar:
+                content = tar.extractfile(member) if member.isreg() or member.islnk() else None
+                if not member.isdir():
+                    files.append((member.name, content.read() if content else b""))
+        return sorted(files)
+
+    @staticmethod
+    def _parse(data: bytes, place: str) -> JournalEntry | None:
+        try:
+            value = json.loads(data)
+            schema = value["schema_version"]
+        except (ValueError, TypeError, KeyError):
+            return None
+        if isinstance(schema, int) and schema > JOURNAL_SCHEMA:
+            raise Refused(
+                "the deployment journal was written by a newer version of this tool.",
+                reasons=[Reason(f"schema {schema} is needed, this version knows {JOURNAL_SCHEMA}", place)],
+                next_commands=["install a version of tma-pipeline that knows it"],
+            )
+        try:
+            return JournalEntry.model_validate_json(data)
+        except ValidationError:
+            return None

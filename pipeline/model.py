@@ -1,0 +1,342 @@
+"""The nouns of the pipeline: frozen Pydantic models that refuse every unknown field.
+
+Configuration first (what people write in YAML), then the nouns of a release, then records (what the ledger keeps).
+Instants are aware ``datetime`` in UTC; content hashes are SHA-256 in lower-case hexadecimal (64 characters); Git object
+ids are SHA-1 in hexadecimal (40 characters). This module imports no Git, SSH, SQL or HTTP.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
+
+RESERVED_NAMES = frozenset({"product"})
+"""Keys that no customer can have: ``refs/tags/product/`` holds the products' versions."""
+
+Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
+"""Name of a customer, person, product or environment: lower-case letters, digits and inner hyphens."""
+
+VersionText = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z](?:[0-9A-Za-z._-]{0,98}[0-9A-Za-z])?$")]
+"""A product's version as written; without ``+``, which separates the build for one customer."""
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+ObjectId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+SecretReference = Annotated[str, StringConstraints(pattern=r"^(env|file):.+$")]
+"""Where a secret is, never the secret: ``env:NAME`` or ``file:PATH`` (relative to the workspace)."""
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("an instant needs a time zone, for instance 2026-11-22T20:00:00Z")
+    return value.astimezone(UTC).replace(microsecond=0)
+
+
+Instant = Annotated[
+    datetime, AfterValidator(_utc), PlainSerializer(lambda value: value.strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str)
+]
+"""An instant to the second, always in UTC; written as ``2026-11-22T20:00:00Z`` (RFC 3339)."""
+
+
+class Noun(BaseModel):
+    """Base of every model here: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- configuration: the workspace and its people ---------------------------------------------------------------------
+
+
+class InstallationsRepository(Noun):
+    """One repository of installations: a local bare folder, or a Git remote mirrored under ``work``."""
+
+    name: Key = "main"
+    path: str | None = Field(None, description="folder of a local bare repository, relative to the workspace")
+    remote: str | None = Field(None, description="URL or path of a shared bare repository; mirrored locally")
+
+
+class WorkspaceSettings(Noun):
+    """``environments/workspace.yaml``: where things are, and defaults."""
+
+    installations: tuple[InstallationsRepository, ...] = Field(min_length=1)
+    ssh_config: str | None = None
+    known_hosts: str | None = None
+    signing_key: SecretReference | None = None
+    work: str = "var"
+    hint_unreachable: str | None = Field(None, description="added to an error about a host that cannot be reached")
+    local_while: str | None = Field(
+        None, description="while this file exists, hosts whose folder is relative are this machine (transport local)"
+    )
+
+
+class SigningKey(Noun):
+    """An Ed25519 public key in OpenSSH form (``ssh-ed25519 AAAA…``), or ``file:PATH`` of such a file."""
+
+    public: str = Field(pattern=r"^(ssh-ed25519 [A-Za-z0-9+/=]+.*|file:.+)$")
+    valid_from: date | None = None
+    valid_until: date | None = None
+
+
+Role = Literal["engineer", "lead", "approver", "auditor", "service"]
+
+
+class Person(Noun):
+    """Somebody, or a service, who acts: ``customers`` lists keys, or ``*`` for all."""
+
+    key: Key
+    name: str
+    mail: str | None = None
+    kind: Literal["person", "service"] = "person"
+    roles: tuple[Role, ...] = Field(min_length=1)
+    customers: tuple[str, ...] = ("*",)
+    keys: tuple[SigningKey, ...] = ()
+
+    def serves(self, customer: str) -> bool:
+        """Whether this person works for or at this customer."""
+        return "*" in self.customers or customer in self.customers
+
+
+class People(Noun):
+    """``environments/people.yaml``."""
+
+    people: tuple[Person, ...]
+
+    def find(self, key: str) -> Person | None:
+        """The person with this key, or None."""
+        return next((person for person in self.people if person.key == key), None)
+
+
+# --- configuration: a customer and its environments ------------------------------------------------------------------
+
+Language = Literal["fr", "de", "en"]
+Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+
+
+class Customer(Noun):
+    """``environments/<customer>/customer.yaml``; the folder's name is the key."""
+
+    key: Key
+    name: str
+    language: Language
+    time_zone: str = Field(description="IANA name, for instance Europe/Paris")
+    product: Key
+    party: str | None = None
+    installations: Key | None = Field(None, description="name of the installations repository; the first by default")
+    approvers: tuple[Key, ...] = Field(min_length=1)
+    team: tuple[Key, ...] = Field((), description="engineers; everyone who serves the customer when empty")
+    sign_off_days: int = Field(10, ge=1, le=365, description="calendar days to decide, unless due= says otherwise")
+    ticket_prefix: str | None = Field(None, pattern=r"^[A-Z][A-Z0-9]{0,15}$")
+    tracker: Literal["ledger"] = "ledger"
+
+
+class Host(Noun):
+    """An application host; connection details may come from the workspace's ``ssh_config`` under ``address``."""
+
+    name: Key
+    address: str
+    port: int | None = Field(None, ge=1, le=65535)
+    user: str | None = None
+    host_key: str | None = Field(None, description="'ssh-ed25519 AAAA…', pinned; else known_hosts decides")
+    folder: str = Field(
+        pattern=r"^[^~].*[^/]$",
+        description="absolute on the host; a relative one is in the workspace, for a host that is this machine",
+    )
+    values: dict[str, Any] = {}
+
+
+class DatabaseSettings(Noun):
+    """The environment's database. SQLite: ``path``, relative to the host's folder. PostgreSQL: as seen from the host."""
+
+    engine: Literal["postgresql", "sqlite"]
+    path: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(5432, ge=1, le=65535)
+    name: str | None = None
+    user: str | None = None
+    password: SecretReference | None = None
+
+
+class Window(Noun):
+    """A weekly maintenance window, local time in the customer's zone; ``until`` before ``start`` runs past midnight."""
+
+    days: tuple[Weekday, ...] = Field(min_length=1)
+    start: time
+    until: time
+
+
+class Freeze(Noun):
+    """A time in which the environment must not be changed; half-open: ``start`` counts, ``until`` does not."""
+
+    start: Instant
+    until: Instant
+    reason: str
+
+
+class Environment(Noun):
+    """``environments/<customer>/<environment>.yaml``: test, integration or production of one customer."""
+
+    key: Literal["test", "integration", "production"]
+    transport: Literal["ssh", "local"] = "ssh"
+    hosts: tuple[Host, ...] = Field(min_length=1)
+    url: str | None = Field(None, description="address at which the customer finds it")
+    database: DatabaseSettings | None = None
+    values: dict[str, Any] = {}
+    secrets: dict[str, SecretReference] = {}
+    windows: tuple[Window, ...] = ()
+    freezes: tuple[Freeze, ...] = ()
+
+
+# --- a release ---------------------------------------------------------------------------------------------------------
+
+Mode = Literal["100644", "100755", "120000"]
+"""Git's modes of what a release may hold: file, executable file, symbolic link."""
+
+
+class TreeFile(Noun):
+    """One file of a release's tree. ``path`` is relative, ``/``-separated, UTF-8."""
+
+    path: str
+    mode: Mode
+    blob: ObjectId
+    sha256: Sha256
+    size: int
+
+
+class Manifest(Noun):
+    """Every file of a release with its SHA-256, sorted by the bytes of the path."""
+
+    tree: ObjectId
+    files: tuple[TreeFile, ...]
+
+
+class Script(Noun):
+    """A migration: one ordered, checksummed SQL script of a release.
+
+    ``id`` is its path below the migrations folder; ``checksum`` is SHA-256 over the bytes normalised by ``algorithm``:
+    ``sha256-bom-eol`` drops a leading UTF-8 BOM and turns CRLF and CR into LF.
+    """
+
+    id: str
+    checksum: Sha256
+    algorithm: Literal["sha256-bom-eol"] = "sha256-bom-eol"
+    blob: ObjectId
+
+
+class Applied(Noun):
+    """One row of the migration history in the customer's database."""
+
+    script: str
+    checksum: str
+    algorithm: str
+    fence: int
+    run: str
+    release: str
+    at: Instant
+
+
+# --- records -----------------------------------------------------------------------------------------------------------
+
+RECORD_SCHEMA = 1
+
+RecordKind = Literal[
+    "line-started",
+    "release-made",
+    "patch-made",
+    "ticket-opened",
+    "ticket-closed",
+    "deployment-started",
+    "deployment-finished",
+    "sign-off-requested",
+    "sign-off-page-written",
+    "sign-off-recorded",
+    "migration-accepted",
+    "lock-released",
+    "erased",
+]
+
+Outcome = Literal["ok", "failed", "unknown"]
+
+
+class TicketRef(Noun):
+    """Where a ticket is: the tracker's name and the ticket's id in it."""
+
+    tracker: str
+    id: str
+
+
+class RefMove(Noun):
+    """One ref that a record moves: ``old`` None makes it, ``new`` None removes it."""
+
+    ref: str
+    old: ObjectId | None
+    new: ObjectId | None
+
+
+class Actor(Noun):
+    """Who signed the record: the key in people.yaml, and the Ed25519 public key (OpenSSH form) that verifies it."""
+
+    key: Key
+    kind: Literal["person", "service"]
+    public_key: str
+
+
+class Record(Noun):
+    """One entry of a customer's ledger; its bytes are the RFC 8785 form of :meth:`pydantic.BaseModel.model_dump`.
+
+    ``previous`` is the SHA-256 of the bytes of the record before (None for the first), ``number`` counts from 1.
+    ``texts`` maps a name to the salted hash of a text kept outside the ledger; ``configuration`` maps a file's name to
+    the SHA-256 of its bytes, kept in the ledger's tree. ``effects`` and ``campaign`` are for trackers and campaigns to come.
+    """
+
+    schema_version: int = RECORD_SCHEMA
+    id: str
+    run: str
+    number: int
+    kind: RecordKind
+    at: Instant
+    actor: Actor
+    customer: Key
+    product: Key
+    previous: Sha256 | None
+    environment: str | None = None
+    release: str | None = None
+    content: Sha256 | None = None
+    outcome: Outcome | None = None
+    tickets: tuple[TicketRef, ...] = ()
+    moves: tuple[RefMove, ...] = ()
+    effects: tuple[dict[str, Any], ...] = ()
+    campaign: str | None = None
+    configuration: dict[str, Sha256] = {}
+    texts: dict[str, Sha256] = {}
+    details: dict[str, Any] = {}
+
+
+class Draft(Noun):
+    """What a decision wants recorded; the ledger fills in number, previous, actor and the texts' hashes.
+
+    ``id`` makes it idempotent: a draft whose id is in the ledger already is not written again. ``texts`` are plain texts
+    or bytes; ``configuration`` the bytes of files. ``moves`` are the refs that move with the record.
+    """
+
+    id: str
+    run: str
+    kind: RecordKind
+    at: Instant
+    product: Key
+    environment: str | None = None
+    release: str | None = None
+    content: Sha256 | None = None
+    outcome: Outcome | None = None
+    tickets: tuple[TicketRef, ...] = ()
+    moves: tuple[RefMove, ...] = ()
+    configuration: dict[str, bytes] = {}
+    texts: dict[str, str | bytes] = {}
+    details: dict[str, Any] = {}
+
+
+# --- decisions ---------------------------------------------------------------------------------------------------------
+
+Decision = Literal["approved", "approved-with-reservations", "rejected"]
+Verdict = Literal["works", "works-with-remark", "does-not-work", "not-tested"]
+Severity = Literal["blocking", "major", "minor"]

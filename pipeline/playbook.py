@@ -1,0 +1,565 @@
+"""How one product is deployed: the step kinds, and the plan that they make. Pure.
+
+A playbook is a list of steps of a closed vocabulary. ``plan`` turns it, one release and one environment into numbered
+actions; the ``plan`` verb prints them and the runner performs the same ones. A new step kind is one class here, made of
+the operations that the runner already knows.
+
+Steps that work on a host and follow one another form a group, which is done host by host; steps marked *once* are done
+from the first host and divide the groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.errors import ConfigurationError, Reason
+from pipeline.model import Customer, Environment, Host, Key, Noun, Script
+
+# --- operations: what the runner can do ------------------------------------------------------------------------------
+
+
+class Backup(Noun):
+    """Back up the environment's database on the host, and prove that it can be read back."""
+
+    operation: Literal["backup"] = "backup"
+
+
+class Upload(Noun):
+    """Put the release beside the old one and verify every file there."""
+
+    operation: Literal["upload"] = "upload"
+
+
+class Render(Noun):
+    """Render templates of the release into ``shared/``: template's path → file below ``shared/``."""
+
+    operation: Literal["render"] = "render"
+    templates: dict[str, str]
+
+
+class Migrate(Noun):
+    """Apply these migrations, in order."""
+
+    operation: Literal["migrate"] = "migrate"
+    scripts: tuple[str, ...]
+
+
+class Switch(Noun):
+    """Make ``current`` point to the release, atomically."""
+
+    operation: Literal["switch"] = "switch"
+
+
+class Command(Noun):
+    """Run a program on the host; ``serving`` ones stop or start the application.
+
+    ``folder``: in ``current`` as it then is, or in the folder of the plan's own release, switched to or not.
+    """
+
+    operation: Literal["command"] = "command"
+    argv: tuple[str, ...]
+    undo: tuple[str, ...] = ()
+    serving: Literal["stop", "start", "restart"] | None = None
+    folder: Literal["current", "release"] = "current"
+    seconds: int = 120
+
+
+class Http(Noun):
+    """Ask the application, as seen from the host, until it answers as expected or ``within`` seconds are over."""
+
+    operation: Literal["http"] = "http"
+    url: str
+    status: int = 200
+    contains: str | None = None
+    within: int = 30
+
+
+class Probe(Noun):
+    """Run a program on the host until it ends with 0 or ``within`` seconds are over."""
+
+    operation: Literal["probe"] = "probe"
+    argv: tuple[str, ...]
+    within: int = 30
+
+
+Operation = Annotated[
+    Backup | Upload | Render | Migrate | Switch | Command | Http | Probe, Field(discriminator="operation")
+]
+
+
+class Action(Noun):
+    """One numbered action of a plan. ``host`` is the host's key; ``undo`` says in words what takes it back."""
+
+    number: int
+    title: str
+    host: Key
+    what: Operation
+    undo: str | None = None
+    rolling: bool = Field(False, description="one host after the other, before the next host begins")
+    old: bool = Field(False, description="on the way back: a command or check of the release that was installed before")
+
+
+class Plan(Noun):
+    """The ordered actions for one release on one environment.
+
+    ``point_of_no_return`` is the number of the first action after which the old code cannot simply be switched back to
+    (a migration that runs after the switch), or None.
+    """
+
+    customer: Key
+    environment: str
+    release: str
+    installed: str | None
+    actions: tuple[Action, ...]
+    point_of_no_return: int | None = None
+
+
+# --- step kinds: what people write ------------------------------------------------------------------------------------
+
+Argv = Annotated[tuple[str, ...], Field(min_length=1, description="a program and its arguments; never a shell line")]
+
+
+class Step(Noun):
+    """Base of the step kinds; ``name`` is shown instead of the kind's own words."""
+
+    name: str | None = None
+
+    def once(self) -> bool:
+        """Whether it is done from the first host only."""
+        return False
+
+    def operation(self, target: Target, host: Host) -> Operation | None:
+        """What the runner does on this host, None when there is nothing to do."""
+        raise NotImplementedError
+
+    def title(self, target: Target, operation: Any) -> str:
+        """The action in words."""
+        raise NotImplementedError
+
+    def undone_by(self, target: Target) -> str | None:
+        """What takes it back, in words; None where nothing has to."""
+        return None
+
+
+class BackupStep(Step):
+    """``backup``: the database, before anything changes."""
+
+    kind: Literal["backup"] = "backup"
+
+    def once(self) -> bool:
+        return True
+
+    def operation(self, target: Target, host: Host) -> Operation | None:
+        return Backup() if target.environment.database else None
+
+    def title(self, target: Target, operation: Any) -> str:
+        return "back up the database and read the backup back"
+
+
+class UploadStep(Step):
+    """``upload``: the release's files beside the old release, verified there."""
+
+    kind: Literal["upload"] = "upload"
+
+    def operation(self, target: Target, host: Host) -> Operation | None:
+        return Upload()
+
+    def title(self, target: Target, operation: Any) -> str:
+        return f"upload {target.release} beside the old release and verify every file"
+
+    def undone_by(self, target: Target) -> str | None:
+        return "nothing to undo: the old release is untouched"
+
+
+class ConfigureStep(Step):
+    """``configure``: render the release's templates with the environment's values into ``shared/``."""
+
+    kind: Literal["configure"] = "configure"
+    templates: dict[str, str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _inside(self) -> ConfigureStep:
+        for path in self.templates.values():
+            if {"", ".", ".."} & set(path.split("/")):
+                raise ValueError(f"{path!r} is not a file below shared/")
+        if len(set(self.templates.values())) < len(self.templates):
+            raise ValueError("two templates are rendered into the same file of shared/")
+        return self
+
+    def operation(self, target: Target, host: Host) -> Operation | None:
+        return Render(templates=self.templates)
+
+    def title(self, target: Target, operation: Any) -> str:
+        return "render " + ", ".join(f"shared/{path}" for path in self.templates.values())
+
+    def undone_by(self, target: Target) -> str | None:
+        return "the earlier files of shared/ are put back"
+
+
+class MigrateStep(Step):
+    """``migrate``: pending migrations whose file name matches ``only`` and not ``except``."""
+
+    kind: Literal["migrate"] = "migrate"
+    only: str = "*"
+    except_: str | None = Field(None, alias="except")
+
+    def once(self) -> bool:
+        return True
+
+    def operation(self, target: Target, host: Host) -> Operation | None:
+        from pipeline.migrations import select
+
+        scripts = tuple(script.id for script in select(target.pending, self.only, self.except_))
+        return Migrate(scripts=scripts) if scripts else None
+
+    def title(self, target: Target, operation: Any) -> str:
+        return f"apply {len(operation.scripts)} migration(s): " + ", ".join(operation.scripts)
+
+    def undone_by(self, target: Target) -> str | None:
+        return "each script is one transaction; applied ones stay, the old code runs on the expanded schema"
+
+
+class SwitchStep(Step):
+    """``switch``: the new release becomes the current one."""
+
+    kind: Literal["switch"] = "switch"
+
+    def operation(self, target: Target, host: Host) -> Operation | None:
+        return Switch()
+
+    def title(self, target: Target, operation: Any) -> str:
+        return f"switch current to {target.release}"
+
+    def undone_by(self, target: Target) -> str | None:
+        return f"switch back to {target.installed}" if target.installed else "remove current (nothing was installed)"
+
+
+class CommandStep(Step):
+    """Base of the steps that run a program of the product's own."""
+
+    command: Argv
+    undo: tuple[str, ...] = ()
+    seconds: int = Field(120, ge=1, le=86400)
+    serving: ClassVar[Literal["stop", "start", "restart"] | None] = None
+
+    def operation(self, target: Target, host: Host) -> Operation | None:
+        return Command(
+            argv=target.render_all(self.command, host),
+            undo=target.render_all(self.undo, host),
+            serving=self.serving,
+            folder="current" if self.serving else "release",
+            seconds=self.seconds,
+        )
+
+    def title(self, target: Target, operation: Any) -> str:
+        return f"{self.kind}: {' '.join(operation.argv)}"  # type: ignore[attr-defined]
+
+    def undone_by(self, target: Target) -> str | None:
+        return "done again with the old release" if target.installed else " ".join(self.undo) or None
+
+
+class StopStep(CommandStep):
+    """``stop``: the application stops serving; nothing to do where nothing was installed."""
+
+    kind: Literal["stop"] = "stop"
+    serving = "stop"
+
+    def operation(self, target: Target, host: Host) -> Operation | None:
+        return super().operation(target, host) if target.installed else None
+
+
+class StartStep(CommandStep):
+    """``start``: the application serves."""
+
+    kind: Literal["start"] = "start"
+    serving = "start"
+
+
+class RestartStep(CommandStep):
+    """``restart``: the application serves from what ``current`` now is."""
+
+    kind: Literal["restart"] = "restart"
+    serving = "restart"
+
+
+class RunStep(CommandStep):
+    """``run``: a command of the product's own, in the new release's folder, on each host or (``on: first``) once."""
+
+    kind: Literal["run"] = "run"
+    on: Literal["each", "first"] = "each"
+
+    def once(self) -> bool:
+        return self.on == "first"
+
+    def undone_by(self, target: Target) -> str | None:
+        return " ".join(self.undo) or None
+
+
+class CheckStep(Step):
+    """``check``: the running system answers; either ``http`` or ``command``."""
+
+    kind: Literal["check"] = "check"
+    http: str | None = None
+    status: int = Field(200, ge=100, le=599)
+    contains: str | None = None
+    command: Argv | None = None
+    within: int = Field(30, ge=1, le=3600, description="seconds until it must have answered as expected")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> CheckStep:
+        if (self.http is None) == (self.command is None):
+            raise ValueError("a check has either http: or command:")
+        if self.http is not None and not self.http.startswith("http://"):
+            raise ValueError("http: is asked from the host itself, for instance http://127.0.0.1:8080/health")
+        if self.command is not None and {"status", "contains"} & self.model_fields_set:
+            raise ValueError("status: and contains: belong to a check with http:")
+        return self
+
+    def operation(self, target: Target, host: Host) -> Operation | None:
+        if self.http is not None:
+            contains = target.render(self.contains, host) if self.contains is not None else None
+            return Http(url=target.render(self.http, host), status=self.status, contains=contains, within=self.within)
+        return Probe(argv=target.render_all(self.command or (), host), within=self.within)
+
+    def title(self, target: Target, operation: Any) -> str:
+        asked = operation.url if operation.operation == "http" else " ".join(operation.argv)
+        return f"check {self.name or 'that it answers'}: {asked}"
+
+
+def _written_short(value: Any) -> Any:
+    """``- upload`` and ``- check: {…}`` as ``{kind: …}``."""
+    if isinstance(value, str):
+        return {"kind": value}
+    if isinstance(value, Mapping) and len(value) == 1 and "kind" not in value:
+        kind, options = next(iter(value.items()))
+        if options is None:
+            return {"kind": kind}
+        if isinstance(options, Mapping):
+            return {"kind": kind, **options}
+    return value
+
+
+AnyStep = Annotated[
+    Annotated[
+        BackupStep
+        | StopStep
+        | UploadStep
+        | ConfigureStep
+        | MigrateStep
+        | SwitchStep
+        | StartStep
+        | RestartStep
+        | CheckStep
+        | RunStep,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_written_short),
+]
+
+
+class Source(Noun):
+    """Where the product's versions come from: a Git repository, whose tag is named after the version."""
+
+    git: str = Field(description="URL, or a path relative to the workspace")
+    tag: str = Field("v{version}", pattern=r"\{version\}")
+
+
+class Migrations(Noun):
+    """Where a release keeps its migrations; ``pattern`` is matched against the file's name."""
+
+    folder: str
+    pattern: str = "*.sql"
+
+
+class Playbook(Noun):
+    """``playbooks/<product>.yaml``: how one product is deployed."""
+
+    product: Key
+    name: str
+    versions: Literal["semver", "pep440"] = "semver"
+    source: Source | None = None
+    migrations: Migrations | None = None
+    known_issues: str | None = Field(None, description="a text file of the release; its lines '- …' go on the page")
+    steps: tuple[AnyStep, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Playbook:
+        kinds = [step.kind for step in self.steps]
+        for needed in ("upload", "switch"):
+            if kinds.count(needed) != 1:
+                raise ValueError(f"a playbook has exactly one {needed} step, this one has {kinds.count(needed)}")
+        if kinds.index("upload") > kinds.index("switch"):
+            raise ValueError("upload comes before switch")
+        if "migrate" in kinds and self.migrations is None:
+            raise ValueError("a migrate step needs migrations: with the folder of the scripts")
+        return self
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+class Target(Noun):
+    """What a plan is made for: one release on one environment, with the migrations that its database has not had."""
+
+    customer: Customer
+    environment: Environment
+    release: str
+    version: str
+    installed: str | None
+    pending: tuple[Script, ...] = ()
+
+    def words(self, host: Host) -> dict[str, Any]:
+        """What ``{{ … }}`` in a playbook and in templates may name, secrets apart."""
+        return {
+            "customer": self.customer.key,
+            "environment": self.environment.key,
+            "release": self.release,
+            "version": self.version,
+            "host": host.name,
+            "folder": host.folder,
+            "language": self.customer.language,
+            "time_zone": self.customer.time_zone,
+            "url": self.environment.url,
+            "values": {**self.environment.values, **host.values},
+        }
+
+    def render(self, text: str, host: Host) -> str:
+        """``text`` with its ``{{ … }}`` filled in; an unknown name is a ConfigurationError."""
+        if "{" not in text:
+            return text
+        from jinja2 import StrictUndefined, TemplateError
+        from jinja2.sandbox import SandboxedEnvironment
+
+        try:
+            template = SandboxedEnvironment(undefined=StrictUndefined).from_string(text)
+            return template.render(self.words(host))
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"the playbook of {self.customer.product} cannot be filled in for {self.customer.key}",
+                reasons=[
+                    Reason(
+                        f"{text!r}: {error}",
+                        f"environments/{self.customer.key}/{self.environment.key}.yaml, host {host.name}",
+                    )
+                ],
+            ) from None
+
+    def render_all(self, texts: Iterable[str], host: Host) -> tuple[str, ...]:
+        """Each of ``texts`` filled in."""
+        return tuple(self.render(text, host) for text in texts)
+
+
+def plan(playbook: Playbook, target: Target, *, rollback: bool = False) -> Plan:
+    """The ordered actions; a rollback leaves out backup and migrations, since the schema stays expanded."""
+    actions: list[Action] = []
+    point_of_no_return: int | None = None
+    steps = [step for step in playbook.steps if not (rollback and step.kind in {"backup", "migrate"})]
+    switched = False
+    for group in _groups(steps):
+        hosts = target.environment.hosts[:1] if group[0].once() else target.environment.hosts
+        for host in hosts:
+            for step in group:
+                operation = step.operation(target, host)
+                if operation is None:
+                    continue
+                number = len(actions) + 1
+                undo = step.undone_by(target)
+                if isinstance(operation, Migrate):
+                    # A script that two steps match runs with the first of them.
+                    left = tuple(script for script in target.pending if script.id not in operation.scripts)
+                    target = target.model_copy(update={"pending": left})
+                    if switched:
+                        point_of_no_return = point_of_no_return or number
+                        undo = "nothing takes it back: the old code may not run on the schema afterwards"
+                actions.append(
+                    Action(
+                        number=number,
+                        title=step.title(target, operation),
+                        host=host.name,
+                        what=operation,
+                        undo=undo,
+                        rolling=len(hosts) > 1,
+                    )
+                )
+        switched = switched or any(step.kind == "switch" for step in group)
+    return Plan(
+        customer=target.customer.key,
+        environment=target.environment.key,
+        release=target.release,
+        installed=target.installed,
+        actions=tuple(actions),
+        point_of_no_return=point_of_no_return,
+    )
+
+
+def _groups(steps: Sequence[AnyStep]) -> list[list[AnyStep]]:
+    """Steps on each host that follow one another, together; each once-only step alone."""
+    groups: list[list[AnyStep]] = []
+    for step in steps:
+        if groups and not step.once() and not groups[-1][0].once():
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def unmatched(playbook: Playbook, pending: Sequence[Script]) -> tuple[str, ...]:
+    """Pending migrations that no migrate step of the playbook would ever apply."""
+    from pipeline.migrations import select
+
+    matched: set[str] = set()
+    for step in playbook.steps:
+        if isinstance(step, MigrateStep):
+            matched |= {script.id for script in select(pending, step.only, step.except_)}
+    return tuple(script.id for script in pending if script.id not in matched)
+
+
+def way_back(plan: Plan, done: Sequence[Action], before: Plan | None) -> tuple[Action, ...]:
+    """The actions that bring the old release back on every host that ``done`` has touched, in the order to do them.
+
+    ``before`` is the plan of the release that was installed, made from the playbook frozen with it (None when nothing
+    was). First what the new release started or ran is undone, while ``current`` still is the new release; then the code:
+    switch, then the earlier files of ``shared/``; then the old release's serving commands, then its checks. An
+    application that was neither stopped nor started is not started again. ``Switch`` and ``Render`` mean their opposites
+    here: the runner is told that it is on the way back.
+    """
+    back: list[Action] = []
+    for host in reversed(list(dict.fromkeys(action.host for action in done))):
+        mine = [action for action in done if action.host == host]
+        serving = [action for action in mine if _serves(action)]
+        switched = [action for action in mine if isinstance(action.what, Switch)]
+        rendered = [action for action in mine if isinstance(action.what, Render)]
+        for action in reversed(mine):
+            if _serves(action) == "start" and before is not None:
+                back += _stopped(action, mine)
+            elif isinstance(action.what, Command) and action.what.undo and (before is None or not _serves(action)):
+                back.append(_undo(action))
+        back += [
+            action.model_copy(update={"title": f"switch back to {plan.installed or 'nothing'}"}) for action in switched
+        ]
+        back += [action.model_copy(update={"title": "put back the earlier files of shared/"}) for action in rendered]
+        if before is not None and (serving or switched or rendered):
+            there = [action.model_copy(update={"old": True}) for action in before.actions if action.host == host]
+            back += [a for a in there if _serves(a) == "restart" or (_serves(a) == "start" and serving)]
+            back += [action for action in there if isinstance(action.what, Http | Probe)]
+    return tuple(action.model_copy(update={"number": number}) for number, action in enumerate(back, start=1))
+
+
+def _serves(action: Action) -> str | None:
+    return action.what.serving if isinstance(action.what, Command) else None
+
+
+def _stopped(started: Action, mine: Sequence[Action]) -> list[Action]:
+    """What stops the application that ``started`` has started: its own undo, else the stop command of the same plan."""
+    if isinstance(started.what, Command) and started.what.undo:
+        return [_undo(started)]
+    return [action for action in mine if _serves(action) == "stop"][-1:]
+
+
+def _undo(action: Action) -> Action:
+    assert isinstance(action.what, Command)
+    what = action.what.model_copy(update={"argv": action.what.undo, "undo": ()})
+    return action.model_copy(update={"title": " ".join(what.argv), "what": what, "undo": None})

@@ -1,0 +1,337 @@
+"""Every reason to refuse, each a pure function over facts that were gathered before.
+
+A rule takes :class:`Facts` and yields a :class:`~pipeline.errors.Reason` for everything that it has against the
+deployment. ``refusals`` asks all rules that belong to a purpose, so that a person sees every reason at once, and
+``plan`` shows the same ones that ``deploy`` and ``promote`` stop at. A new rule is one function and its name in
+:data:`RULES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from pipeline.errors import Reason
+from pipeline.model import Customer, Environment, Freeze, Person, Window
+from pipeline.state import ReleaseState, SignOff, State
+
+Purpose = Literal["deploy", "promote", "rollback"]
+
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What was seen on one host: ``current`` release, what lies there that we did not put, and drift by content."""
+
+    name: str
+    current: str | None
+    foreign: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()
+    missing_tools: tuple[str, ...] = ()
+    journal_release: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that the rules ask, gathered before they are asked.
+
+    ``places`` leads from a name (``windows``, ``freezes.0``, ``approvers``…) to ``file:line:column``.
+    ``content`` and ``settings`` are the digests computed now; ``contains`` says for each patch id installed on this
+    environment whether the release has it. ``test_hosts`` is filled for a promotion only.
+    """
+
+    purpose: Purpose
+    now: datetime
+    actor: Person
+    customer: Customer
+    environment: Environment
+    state: State
+    release: ReleaseState
+    content: str
+    settings: str
+    resumes: bool = False
+    hosts: Sequence[HostFacts] = ()
+    test_hosts: Sequence[HostFacts] = ()
+    contains: Mapping[str, bool] = field(default_factory=dict)
+    unknown_tickets: Sequence[str] = ()
+    tickets: Sequence[str] = ()
+    edited: Sequence[str] = ()
+    vanished: Sequence[str] = ()
+    unmatched: Sequence[str] = ()
+    unrehearsed: Sequence[str] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+Rule = Callable[[Facts], Iterator[Reason]]
+
+
+def refusals(facts: Facts) -> tuple[Reason, ...]:
+    """Every reason against this deployment, in the order of :data:`RULES`; empty means it may go."""
+    found: list[Reason] = []
+    for rule, purposes in RULES.items():
+        if facts.purpose in purposes:
+            found += [Reason(reason.text, reason.source, rule.__name__) for reason in rule(facts)]
+    return tuple(found)
+
+
+def may_act(facts: Facts) -> Iterator[Reason]:
+    """The actor is an engineer, a lead or a service, serves this customer, and belongs to its team if it names one."""
+    actor, customer = facts.actor, facts.customer
+    if not {"engineer", "lead", "service"} & set(actor.roles):
+        yield Reason(f"{actor.key} has none of the roles engineer, lead, service", facts.places.get("people"))
+    if not actor.serves(customer.key):
+        yield Reason(f"{actor.key} does not serve {customer.key}", facts.places.get("people"))
+    elif customer.team and actor.key not in customer.team:
+        yield Reason(f"{actor.key} is not in the team of {customer.key}", facts.places.get("team"))
+
+
+def has_a_ticket(facts: Facts) -> Iterator[Reason]:
+    """No deployment without a ticket, and every ticket is known to the tracker."""
+    if not facts.tickets:
+        yield Reason("no ticket: every deployment names one that exists")
+    for ticket in facts.unknown_tickets:
+        yield Reason(f"ticket {ticket} is not known to the tracker {facts.customer.tracker}")
+
+
+def nobody_else_is_deploying(facts: Facts) -> Iterator[Reason]:
+    """An interrupted run of the same release is resumed; one of another release must be finished first."""
+    running = facts.state.environment(facts.environment.key).running
+    if running is not None and not facts.resumes:
+        yield Reason(
+            f"deployment {running.deployment} of {running.release} ({running.purpose}) on {facts.environment.key} "
+            f"has no outcome yet; started {_at(running.at)} by {running.by}",
+            running.record,
+        )
+
+
+def not_quarantined(facts: Facts) -> Iterator[Reason]:
+    """After a way back that failed nothing happens by itself."""
+    quarantined = facts.state.environment(facts.environment.key).quarantined
+    if quarantined is not None:
+        yield Reason(
+            f"{facts.environment.key} is quarantined: the way back of deployment {quarantined} failed; look at the hosts, "
+            f"then: invoke lock.release customer={facts.customer.key} env={facts.environment.key} reason=…"
+        )
+
+
+def hosts_are_ours(facts: Facts) -> Iterator[Reason]:
+    """A target that holds anything we did not put there is not touched."""
+    for host in facts.hosts:
+        if host.foreign:
+            yield Reason("the folder holds what this pipeline did not put there: " + ", ".join(host.foreign), host.name)
+        if host.missing_tools:
+            yield Reason("programs are missing on the host: " + ", ".join(host.missing_tools), host.name)
+
+
+def hosts_hold_what_was_recorded(facts: Facts) -> Iterator[Reason]:
+    """``current`` is the release that Git says is installed, with exactly its files; half-done runs resume."""
+    environment = facts.state.environment(facts.environment.key)
+    recorded = environment.installed.release if environment.installed else None
+    expected = {recorded}
+    if facts.resumes and environment.running is not None:
+        expected.add(environment.running.release)
+    for host in facts.hosts:
+        if host.foreign:
+            continue
+        if host.current not in expected:
+            yield Reason(
+                f"current is {host.current or 'nothing'}, but the record says {recorded or 'nothing'} is installed",
+                host.name,
+            )
+        for line in host.drift:
+            yield Reason(f"changed on the server since the deployment: {line}", host.name)
+
+
+def inside_a_window(facts: Facts) -> Iterator[Reason]:
+    """Where windows are agreed, the instant lies in one of them, in the customer's own time."""
+    windows = facts.environment.windows
+    if windows and not any(in_window(window, facts.now, facts.customer.time_zone) for window in windows):
+        local = facts.now.astimezone(ZoneInfo(facts.customer.time_zone))
+        listed = "; ".join(f"{','.join(w.days)} {w.start:%H:%M}–{w.until:%H:%M}" for w in windows)
+        yield Reason(
+            f"{local:%a %d %b %H:%M %Z} is outside the agreed maintenance windows ({listed})",
+            facts.places.get("windows"),
+        )
+
+
+def not_frozen(facts: Facts) -> Iterator[Reason]:
+    """A freeze beats a window."""
+    zone = ZoneInfo(facts.customer.time_zone)
+    for number, freeze in enumerate(facts.environment.freezes):
+        if in_freeze(freeze, facts.now):
+            yield Reason(
+                f"frozen until {freeze.until.astimezone(zone):%d %b %Y %H:%M %Z}: {freeze.reason}",
+                facts.places.get(f"freezes.{number}"),
+            )
+
+
+def keeps_every_patch(facts: Facts) -> Iterator[Reason]:
+    """A release without a patch that is installed here would take the fix away."""
+    for patch, contained in facts.contains.items():
+        if not contained:
+            yield Reason(f"patch {patch} is installed on {facts.environment.key} and is not in {facts.release.name}")
+
+
+def migrations_are_as_they_ran(facts: Facts) -> Iterator[Reason]:
+    """An applied script that was edited since stops everything until the edit is accepted."""
+    for script in facts.edited:
+        yield Reason(
+            f"migration {script} was edited after it ran here; if the edit is harmless: invoke migrate.accept "
+            f"customer={facts.customer.key} script={script} env={facts.environment.key} reason=…"
+        )
+    for script in facts.vanished:
+        yield Reason(
+            f"migration {script} ran here and is in no release of {facts.customer.key}: it was removed or renamed"
+        )
+
+
+def every_migration_has_a_step(facts: Facts) -> Iterator[Reason]:
+    """A pending script that no migrate step matches would silently not run."""
+    for script in facts.unmatched:
+        yield Reason(f"migration {script} is matched by no migrate step of the playbook", facts.places.get("playbook"))
+
+
+def rehearsed_on_test(facts: Facts) -> Iterator[Reason]:
+    """Production gets only scripts that ran on this customer's test."""
+    for script in facts.unrehearsed:
+        yield Reason(f"migration {script} has not run on test")
+
+
+def signed_off(facts: Facts) -> Iterator[Reason]:
+    """The customer's decision on exactly this release and content stands."""
+    customer, release = facts.customer.key, facts.release.name
+    sign_off = _sign_off_of(facts.state, release)
+    if sign_off is None:
+        yield Reason(f"{release} was never on test of {customer}, so nobody was asked to sign it off")
+        return
+    if sign_off.status == "superseded":
+        yield Reason(f"the sign-off of {release} is superseded: {sign_off.reason}", sign_off.request)
+    elif sign_off.status == "rejected":
+        yield Reason(f"{sign_off.by} rejected {release} on {_at(sign_off.decided_at)}", sign_off.record)
+    elif sign_off.status == "open":
+        tickets = ", ".join(ticket.id for ticket in sign_off.tickets)
+        yield Reason(f"deployment {sign_off.deployment} on test has no sign-off (ticket {tickets})", sign_off.request)
+    elif sign_off.blocking:
+        yield Reason(f"{sign_off.by} approved {release} with a blocking reservation", sign_off.record)
+    if sign_off.content != facts.content:
+        yield Reason(
+            f"the content of {release} is not the content that was put before the customer: "
+            f"{facts.content[:12]} now, {sign_off.content[:12]} then (the tree or the playbook was changed)",
+            sign_off.request,
+        )
+    if sign_off.settings != facts.settings:
+        yield Reason(
+            f"the settings of test or production of {customer} were changed since the sign-off was asked for",
+            facts.places.get("environment"),
+        )
+    if sign_off.by is not None and sign_off.by not in facts.customer.approvers:
+        yield Reason(f"{sign_off.by}, who decided, is not an approver of {customer}", facts.places.get("approvers"))
+
+
+def test_still_holds_it(facts: Facts) -> Iterator[Reason]:
+    """What was tested is still there, byte for byte."""
+    installed = facts.state.environment("test").installed
+    if installed is None or installed.release != facts.release.name:
+        yield Reason(f"test holds {installed.release if installed else 'nothing'}, not {facts.release.name}")
+    elif installed.content != facts.content:
+        yield Reason(f"test was given {facts.release.name} with other content: {installed.content[:12]}")
+    running = facts.state.environment("test").running
+    if running is not None:
+        yield Reason(f"deployment {running.deployment} on test has no outcome yet", running.record)
+    for host in facts.test_hosts:
+        if host.current != facts.release.name:
+            yield Reason(f"current on test is {host.current or 'nothing'}, not {facts.release.name}", host.name)
+        for line in host.drift:
+            yield Reason(f"changed on the test server since the deployment: {line}", host.name)
+
+
+def approver_is_not_the_deployer(facts: Facts) -> Iterator[Reason]:
+    """Who decided for the customer is not who deploys."""
+    sign_off = _sign_off_of(facts.state, facts.release.name)
+    if sign_off is not None and sign_off.by is not None and sign_off.by == facts.actor.key:
+        yield Reason(f"{facts.actor.key} signed {facts.release.name} off and cannot deploy it", sign_off.record)
+
+
+RULES: dict[Rule, frozenset[Purpose]] = {
+    may_act: frozenset({"deploy", "promote", "rollback"}),
+    has_a_ticket: frozenset({"deploy", "promote", "rollback"}),
+    signed_off: frozenset({"promote"}),
+    test_still_holds_it: frozenset({"promote"}),
+    approver_is_not_the_deployer: frozenset({"promote"}),
+    keeps_every_patch: frozenset({"promote"}),
+    rehearsed_on_test: frozenset({"promote"}),
+    nobody_else_is_deploying: frozenset({"deploy", "promote", "rollback"}),
+    not_quarantined: frozenset({"deploy", "promote", "rollback"}),
+    not_frozen: frozenset({"deploy", "promote"}),
+    inside_a_window: frozenset({"deploy", "promote"}),
+    hosts_are_ours: frozenset({"deploy", "promote", "rollback"}),
+    hosts_hold_what_was_recorded: frozenset({"deploy", "promote", "rollback"}),
+    migrations_are_as_they_ran: frozenset({"deploy", "promote"}),
+    every_migration_has_a_step: frozenset({"deploy", "promote"}),
+}
+
+
+# --- the decision itself ---------------------------------------------------------------------------------------------
+
+
+def decision_refusals(
+    state: State,
+    customer: Customer,
+    approver: Person | None,
+    by: str,
+    actor: Person,
+    places: Mapping[str, str],
+) -> Iterable[Reason]:
+    """Every reason against recording this decision by this approver, entered by this actor."""
+    sign_off = state.sign_off
+    if by not in customer.approvers:
+        yield Reason(
+            f"{by} is not an approver of {customer.key}; approvers are {', '.join(customer.approvers)}",
+            places.get("approvers"),
+        )
+    elif approver is None:
+        yield Reason(f"{by} is not in people.yaml", places.get("people"))
+    if by == actor.key:
+        yield Reason(f"{by} cannot both decide for the customer and enter the decision")
+    if sign_off is None:
+        yield Reason(f"nothing was put before {customer.key} yet: nothing was deployed to test")
+    elif sign_off.status == "superseded":
+        yield Reason(f"the request for {sign_off.release} is superseded: {sign_off.reason}", sign_off.request)
+    else:
+        installed = state.environment("test").installed
+        if installed is not None and by == installed.by:
+            yield Reason(f"{by} deployed {installed.release} to test and cannot sign it off", installed.record)
+
+
+def _sign_off_of(state: State, release: str) -> SignOff | None:
+    return next((sign_off for sign_off in reversed(state.sign_offs) if sign_off.release == release), None)
+
+
+# --- the calendar ------------------------------------------------------------------------------------------------------
+
+
+def in_window(window: Window, now: datetime, time_zone: str) -> bool:
+    """Whether the instant lies in the window, on the wall clock of ``time_zone``.
+
+    Half-open: ``start`` counts, ``until`` does not. ``until`` not after ``start`` runs past midnight, and belongs to the
+    day on which it started.
+    """
+    local = now.astimezone(ZoneInfo(time_zone))
+    clock = local.time().replace(tzinfo=None)
+    today, yesterday = _DAYS[local.weekday()], _DAYS[(local - timedelta(days=1)).weekday()]
+    if window.start < window.until:
+        return today in window.days and window.start <= clock < window.until
+    return (today in window.days and clock >= window.start) or (yesterday in window.days and clock < window.until)
+
+
+def in_freeze(freeze: Freeze, now: datetime) -> bool:
+    """Whether the instant lies in the freeze; half-open."""
+    return freeze.start <= now < freeze.until
+
+
+def _at(instant: datetime | None) -> str:
+    return instant.astimezone(UTC).strftime("%d %b %Y %H:%M UTC") if instant else "an unknown day"

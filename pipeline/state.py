@@ -1,0 +1,419 @@
+"""What a customer's records add up to: the fold from records to a state, pure.
+
+``apply(state, record)`` gives the state after one more record; ``fold`` does it for a whole ledger. The state is kept as
+``state.json`` at the ledger's tip so that reading needs no history; it can always be rebuilt from the records, and
+``ledger.verify`` compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.model import Decision, Instant, Noun, ObjectId, Record, Sha256, TicketRef
+
+STATE_SCHEMA = 1
+
+
+class Deployed(Noun):
+    """One release as it was installed on an environment. ``commit`` is the environment's commit in Git."""
+
+    release: str
+    content: Sha256
+    settings: Sha256 | None = None
+    deployment: str
+    purpose: str
+    record: str
+    at: Instant
+    by: str
+    commit: ObjectId | None = None
+    tickets: tuple[TicketRef, ...] = ()
+    checks: tuple[dict[str, Any], ...] = ()
+
+
+class Running(Noun):
+    """A deployment that was started and has no outcome yet: it runs, or it was interrupted and can be adopted."""
+
+    run: str
+    deployment: str
+    purpose: str
+    release: str
+    content: Sha256
+    record: str
+    at: Instant
+    by: str
+    tickets: tuple[TicketRef, ...] = ()
+
+
+class EnvironmentState(Noun):
+    """What is installed on one environment now, and before (oldest first)."""
+
+    installed: Deployed | None = None
+    earlier: tuple[Deployed, ...] = ()
+    running: Running | None = None
+    quarantined: str | None = Field(None, description="the deployment whose way back failed")
+    left: tuple[str, ...] = Field((), description="releases that this environment was rolled back from")
+    applied: tuple[str, ...] = Field((), description="migrations that deployments here have applied")
+
+
+class ReleaseState(Noun):
+    """One release of this customer."""
+
+    name: str
+    version: str
+    commit: ObjectId
+    made_at: Instant
+    made_by: str
+    record: str
+    tickets: tuple[TicketRef, ...] = ()
+    patches: tuple[str, ...] = ()
+    number: int = Field(0, description="of the record that made it")
+
+
+class PatchState(Noun):
+    """A fix: ``commit`` is on the line since; a release contains the patch when the commit is its ancestor."""
+
+    id: str
+    commit: ObjectId
+    release: str
+    base: str
+    record: str
+
+
+SignOffStatus = Literal["open", "approved", "approved-with-reservations", "rejected", "superseded"]
+
+
+class SignOff(Noun):
+    """One request for sign-off and its fate. ``settings`` is the digest of what differs between the environments."""
+
+    request: str
+    release: str
+    content: Sha256
+    settings: Sha256
+    deployment: str
+    requested_at: Instant
+    requested_by: str
+    due: Instant | None = None
+    page: Sha256 | None = Field(None, description="SHA-256 of the page that was put before the customer last")
+    planned: Instant | None = None
+    tickets: tuple[TicketRef, ...] = ()
+    status: SignOffStatus = "open"
+    reason: str | None = None
+    record: str | None = None
+    by: str | None = None
+    entered_by: str | None = None
+    decided_at: Instant | None = None
+    blocking: bool = False
+
+    @property
+    def approved(self) -> bool:
+        """Whether this decision lets the release into production."""
+        return self.status in {"approved", "approved-with-reservations"} and not self.blocking
+
+
+class Ticket(Noun):
+    """A ticket of the embedded tracker; the texts' hashes lead to the texts (None once erased)."""
+
+    id: str
+    state: Literal["new", "closed"] = "new"
+    opened_at: Instant
+    opened_by: str
+    record: str
+    texts: dict[str, Sha256] = Field(default_factory=dict)
+
+
+class Acceptance(Noun):
+    """An edit of an applied migration that was judged harmless: this old and this new checksum, nothing else."""
+
+    script: str
+    old: str
+    new: str
+    record: str
+    at: Instant
+    by: str
+    reason: Sha256 | None = None
+
+
+class State(Noun):
+    """Everything that the rules ask about one customer, as of record ``number`` (0: no record yet)."""
+
+    schema_version: int = STATE_SCHEMA
+    customer: str
+    product: str | None = None
+    number: int = 0
+    head: Sha256 | None = None
+    version: str | None = None
+    deployments: int = 0
+    refs: dict[str, ObjectId] = Field(default_factory=dict)
+    releases: dict[str, ReleaseState] = Field(default_factory=dict)
+    patches: tuple[PatchState, ...] = ()
+    environments: dict[str, EnvironmentState] = Field(default_factory=dict)
+    sign_offs: tuple[SignOff, ...] = ()
+    tickets: dict[str, Ticket] = Field(default_factory=dict)
+    accepted: tuple[Acceptance, ...] = ()
+
+    def environment(self, key: str) -> EnvironmentState:
+        """The environment's state; an empty one where nothing was ever deployed."""
+        return self.environments.get(key, EnvironmentState())
+
+    @property
+    def sign_off(self) -> SignOff | None:
+        """The newest request, whatever became of it."""
+        return self.sign_offs[-1] if self.sign_offs else None
+
+    def newest_release(self) -> ReleaseState | None:
+        """The release made last, in the order of the records: clocks of several machines need not agree."""
+        return max(self.releases.values(), key=lambda release: release.number, default=None)
+
+
+def fold(customer: str, records: Iterable[tuple[Record, str]]) -> State:
+    """The state after ``records``: pairs of a record and the SHA-256 of its bytes, oldest first."""
+    state = State(customer=customer)
+    for record, digest in records:
+        state = apply(state, record, digest)
+    return state
+
+
+def apply(state: State, record: Record, digest: str) -> State:
+    """The state after one more record, whose canonical bytes have this SHA-256."""
+    refs = dict(state.refs)
+    for move in record.moves:
+        if move.new is None:
+            refs.pop(move.ref, None)
+        else:
+            refs[move.ref] = move.new
+    changes: dict[str, Any] = {
+        "number": record.number,
+        "head": digest,
+        "product": record.product,
+        "refs": refs,
+    }
+    change = _CHANGES.get(record.kind)
+    if change is not None:
+        changes |= change(state, record)
+    return state.model_copy(update=changes)
+
+
+def _line_started(state: State, record: Record) -> dict[str, Any]:
+    return {"version": record.details["version"]}
+
+
+def _release_made(state: State, record: Record) -> dict[str, Any]:
+    assert record.release is not None
+    release = ReleaseState(
+        name=record.release,
+        version=record.details["version"],
+        commit=record.details["commit"],
+        made_at=record.at,
+        made_by=record.actor.key,
+        record=record.id,
+        tickets=record.tickets,
+        patches=tuple(record.details.get("patches", ())),
+        number=record.number,
+    )
+    changes: dict[str, Any] = {"releases": {**state.releases, release.name: release}}
+    if record.kind == "release-made":
+        changes["version"] = record.details["version"]
+    return changes
+
+
+def _patch_made(state: State, record: Record) -> dict[str, Any]:
+    assert record.release is not None
+    patch = PatchState(
+        id=record.details["patch"],
+        commit=record.details["commit"],
+        release=record.release,
+        base=record.details["base"],
+        record=record.id,
+    )
+    # A sign-off asked for, or given, before this fix existed is for a release that would take the fix away again.
+    sign_offs = _superseded(state.sign_offs, f"patch {patch.id} ({patch.release}) is not in it", {patch.release})
+    return _release_made(state, record) | {"patches": (*state.patches, patch), "sign_offs": sign_offs}
+
+
+def _superseded(sign_offs: tuple[SignOff, ...], reason: str, kept: set[str]) -> tuple[SignOff, ...]:
+    return tuple(
+        sign_off
+        if sign_off.release in kept or sign_off.status in {"rejected", "superseded"}
+        else sign_off.model_copy(update={"status": "superseded", "reason": reason})
+        for sign_off in sign_offs
+    )
+
+
+def _ticket_opened(state: State, record: Record) -> dict[str, Any]:
+    ticket = Ticket(
+        id=record.tickets[0].id, opened_at=record.at, opened_by=record.actor.key, record=record.id, texts=record.texts
+    )
+    return {"tickets": {**state.tickets, ticket.id: ticket}}
+
+
+def _ticket_closed(state: State, record: Record) -> dict[str, Any]:
+    ticket = state.tickets[record.tickets[0].id]
+    return {"tickets": {**state.tickets, ticket.id: ticket.model_copy(update={"state": "closed"})}}
+
+
+def _with_environment(state: State, key: str, **update: Any) -> dict[str, EnvironmentState]:
+    return {**state.environments, key: state.environment(key).model_copy(update=update)}
+
+
+def _deployment_started(state: State, record: Record) -> dict[str, Any]:
+    assert record.environment is not None
+    assert record.release is not None
+    assert record.content is not None
+    running = Running(
+        run=record.run,
+        deployment=record.details["deployment"],
+        purpose=record.details["purpose"],
+        release=record.release,
+        content=record.content,
+        record=record.id,
+        at=record.at,
+        by=record.actor.key,
+        tickets=record.tickets,
+    )
+    return {
+        "deployments": max(state.deployments, int(running.deployment)),
+        "environments": _with_environment(state, record.environment, running=running),
+    }
+
+
+def _deployment_finished(state: State, record: Record) -> dict[str, Any]:
+    assert record.environment is not None
+    assert record.release is not None
+    assert record.content is not None
+    before = state.environment(record.environment)
+    applied = (*before.applied, *(s for s in record.details.get("scripts", ()) if s not in before.applied))
+    update: dict[str, Any] = {"running": None, "applied": applied}
+    if record.outcome == "ok":
+        commit = next((move.new for move in record.moves if move.ref.startswith("refs/heads/")), None)
+        installed = Deployed(
+            release=record.release,
+            content=record.content,
+            settings=record.details.get("settings"),
+            deployment=record.details["deployment"],
+            purpose=record.details["purpose"],
+            record=record.id,
+            at=record.at,
+            by=record.actor.key,
+            commit=commit,
+            tickets=record.tickets,
+            checks=tuple(record.details.get("checks", ())),
+        )
+        if before.installed is not None:
+            update["earlier"] = (*before.earlier, before.installed)
+        update["installed"] = installed
+        update["quarantined"] = None
+        left = set(before.left)
+        if installed.purpose == "rollback" and before.installed is not None:
+            left.add(before.installed.release)
+        elif installed.purpose != "rollback":
+            left.discard(installed.release)
+        update["left"] = tuple(sorted(left))
+    elif record.details.get("quarantined"):
+        update["quarantined"] = record.details["deployment"]
+    changes: dict[str, Any] = {"environments": _with_environment(state, record.environment, **update)}
+    if record.environment == "production" and record.outcome == "ok" and record.details["purpose"] == "rollback":
+        assert before.installed is not None
+        # What was rolled back from production needs a new sign-off.
+        changes["sign_offs"] = tuple(
+            sign_off.model_copy(update={"status": "superseded", "reason": "production was rolled back from it"})
+            if sign_off.release == before.installed.release and sign_off.status not in {"rejected", "superseded"}
+            else sign_off
+            for sign_off in state.sign_offs
+        )
+    return changes
+
+
+def _sign_off_requested(state: State, record: Record) -> dict[str, Any]:
+    assert record.release is not None
+    assert record.content is not None
+    details = record.details
+    sign_off = SignOff(
+        request=record.id,
+        release=record.release,
+        content=record.content,
+        settings=details["settings"],
+        deployment=details["deployment"],
+        requested_at=record.at,
+        requested_by=record.actor.key,
+        due=details["due"],
+        tickets=record.tickets,
+    )
+    earlier = _superseded(state.sign_offs, f"deployment {sign_off.deployment} put {sign_off.release} on test", set())
+    return {"sign_offs": (*earlier, sign_off)}
+
+
+def _sign_off_page_written(state: State, record: Record) -> dict[str, Any]:
+    details = record.details
+    return {
+        "sign_offs": tuple(
+            SignOff.model_validate(
+                sign_off.model_dump()
+                | {"page": details["page"], "due": details["due"], "planned": details.get("planned")}
+            )
+            if sign_off.request == details["request"]
+            else sign_off
+            for sign_off in state.sign_offs
+        )
+    }
+
+
+def _sign_off_recorded(state: State, record: Record) -> dict[str, Any]:
+    details = record.details
+    decision: Decision = details["decision"]
+    reservations = details.get("reservations", ())
+    decided = {
+        "status": decision,
+        "record": record.id,
+        "by": details["by"],
+        "entered_by": record.actor.key,
+        "decided_at": record.at,
+        "blocking": any(reservation.get("severity") == "blocking" for reservation in reservations),
+    }
+    # Superseded stays superseded, whatever is recorded afterwards.
+    return {
+        "sign_offs": tuple(
+            sign_off.model_copy(update=decided)
+            if sign_off.request == details["request"] and sign_off.status != "superseded"
+            else sign_off
+            for sign_off in state.sign_offs
+        )
+    }
+
+
+def _migration_accepted(state: State, record: Record) -> dict[str, Any]:
+    details = record.details
+    acceptance = Acceptance(
+        script=details["script"],
+        old=details["old"],
+        new=details["new"],
+        record=record.id,
+        at=record.at,
+        by=record.actor.key,
+        reason=record.texts.get("reason"),
+    )
+    return {"accepted": (*state.accepted, acceptance)}
+
+
+def _lock_released(state: State, record: Record) -> dict[str, Any]:
+    assert record.environment is not None
+    update: dict[str, Any] = {"running": None, "quarantined": None}
+    return {"environments": _with_environment(state, record.environment, **update)}
+
+
+_CHANGES = {
+    "line-started": _line_started,
+    "release-made": _release_made,
+    "patch-made": _patch_made,
+    "ticket-opened": _ticket_opened,
+    "ticket-closed": _ticket_closed,
+    "deployment-started": _deployment_started,
+    "deployment-finished": _deployment_finished,
+    "sign-off-requested": _sign_off_requested,
+    "sign-off-page-written": _sign_off_page_written,
+    "sign-off-recorded": _sign_off_recorded,
+    "migration-accepted": _migration_accepted,
+    "lock-released": _lock_released,
+}

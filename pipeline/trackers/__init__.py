@@ -1,0 +1,1 @@
+"""Trackers: where a customer's tickets are. The embedded one keeps them in the customer's ledger."""

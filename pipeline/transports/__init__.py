@@ -1,0 +1,107 @@
+"""The port to a host: run a script there, open a TCP connection from there.
+
+Two adapters pass the same contract suite (``tests/contracts/test_transports.py``): :mod:`pipeline.transports.ssh` and
+:mod:`pipeline.transports.local`. Only :mod:`pipeline.wiring` imports them. A new transport is one file here.
+
+What every adapter keeps: a script is POSIX ``sh``, its data comes as ``"$1"`` … or on standard input, never spliced
+into the script; standard input is the bytes given and then its end; output is bytes; a process that the script leaves
+behind in the background does not hold the call up.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import UsageError
+
+PIECE = 32 * 1024
+"""Bytes a write: Paramiko's ``sendall`` is quadratic in what it is given at once (40 MB took 16.5 s)."""
+
+TIMED_OUT = 124
+"""Exit code of a script that was ended because its time was up, as GNU ``timeout`` gives it."""
+
+LARGEST_COMMAND = 120_000
+"""Bytes of script and arguments together; Linux takes 131,072 in one argument (``MAX_ARG_STRLEN``)."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a script ended. ``exit_code`` is 128 + n when signal n ended it; ``timed_out``: we ended it, out of time."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    timed_out: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether the exit code is 0."""
+        return self.exit_code == 0
+
+
+class LineCut(Exception):
+    """The connection was lost while a script ran: it may have done all, some or nothing of its work.
+
+    Not one of :mod:`pipeline.errors`: the runner turns it into the outcome ``unknown`` and asks the host's journal.
+    """
+
+
+class Transport(Protocol):
+    """One host that can be spoken to. Connects when first used; a lost connection is opened anew by the next call."""
+
+    @property
+    def name(self) -> str:
+        """For messages, for instance ``app1 (deploy@10.0.0.1:22)``."""
+
+    def run(
+        self, script: str, arguments: Sequence[str] = (), *, stdin: bytes | Iterable[bytes] = b"", timeout: float = 120
+    ) -> Result:
+        """The result of the POSIX ``sh`` script, whatever its exit code.
+
+        After ``timeout`` seconds the script is ended on the host (where it has the ``timeout`` program) and the
+        result says ``timed_out``. An exception out of the ``stdin`` iterable ends the script and is raised here.
+        Raises :class:`LineCut` when the outcome is not known, :class:`pipeline.errors.Unreachable` when the script
+        was not started.
+        """
+
+    def dial(self, address: str, port: int) -> socket.socket:
+        """A connected socket to ``address:port`` as seen from the host.
+
+        Raises OSError when the other end does not answer there, Unreachable when the host itself cannot be asked.
+        """
+
+    def forward(self, address: str, port: int) -> AbstractContextManager[Path]:
+        """A folder (mode 0700) with a unix socket ``.s.PGSQL.<port>``; each connection to it is dialled as above.
+
+        The name is the one that libpq looks for when it is given a folder as ``host``. When the block ends in an
+        error of the client's and the last dial had failed, Unreachable says so instead.
+        """
+
+    def close(self) -> None:
+        """Ends the connection; calling it twice is fine."""
+
+
+def check_command(script: str, arguments: Sequence[str]) -> None:
+    """Nothing; raises UsageError for what no ``sh`` can be given: a NUL, or more than fits one command line."""
+    words = (script, *arguments)
+    if any("\0" in word for word in words):
+        raise UsageError("a command or argument for a host holds a NUL character, which no program can be given.")
+    size = sum(len(word.encode()) for word in words)
+    if size > LARGEST_COMMAND:
+        raise UsageError(
+            f"a command for a host is {size} bytes long, more than the {LARGEST_COMMAND} that fit a command line.",
+            reasons=["long data belongs into a file of the release or into the environment"],
+        )
+
+
+def pieces(data: bytes | Iterable[bytes]) -> Iterator[memoryview]:
+    """The data in pieces of at most :data:`PIECE` bytes, without copying it."""
+    for chunk in (data,) if isinstance(data, bytes) else data:
+        view = memoryview(chunk)
+        for start in range(0, len(view), PIECE):
+            yield view[start : start + PIECE]

@@ -1,0 +1,209 @@
+"""Our own :class:`fabric.Connection`: known host keys only, on every hop; strong and fast cryptography first.
+
+Stock Fabric accepts any host key (``AutoAddPolicy``), and a ``ProxyJump`` builds a stock connection again.
+"""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import paramiko
+from fabric.config import Config
+from fabric.connection import Connection as FabricConnection
+from paramiko.ssh_exception import SSHException
+
+from pipeline.errors import ConfigurationError, Reason
+from pipeline.transports.known_hosts import HostKey, Trust, host_name, trust_for
+
+CONNECT_TIMEOUT = 15
+KEEPALIVE = 5
+"""Seconds between keepalives: without data under way the kernel never notices that a line was cut."""
+SILENCE = 10
+"""Seconds that data may stay unacknowledged (``TCP_USER_TIMEOUT``) before the connection counts as lost."""
+ATTEMPTS = 5
+"""Tries to get the server's banner, with rising pauses (3 s together): sshd drops connections at MaxStartups."""
+
+
+class _Transport(paramiko.Transport):
+    """Paramiko without what is broken or weak (CBC, 3DES, MD5, SHA-1), the fast cipher first."""
+
+    _preferred_ciphers = (
+        "aes128-gcm@openssh.com",
+        "aes256-gcm@openssh.com",
+        "aes128-ctr",
+        "aes192-ctr",
+        "aes256-ctr",
+    )
+    _preferred_macs = (
+        "hmac-sha2-256-etm@openssh.com",
+        "hmac-sha2-512-etm@openssh.com",
+        "hmac-sha2-256",
+        "hmac-sha2-512",
+    )
+
+
+class NotTrusted(SSHException):
+    """The server proved to have a key that is not trusted; ``reasons`` say why."""
+
+    def __init__(self, trust: Trust, offered: HostKey, reasons: list[Reason]) -> None:
+        super().__init__(f"host key of {trust.host} is not trusted")
+        self.trust, self.offered, self.reasons = trust, offered, reasons
+
+
+class _KnownKeysOnly(paramiko.MissingHostKeyPolicy):
+    """Decides on every host key: the client is never given keys of its own, so that Paramiko always asks here."""
+
+    def __init__(self, trust: Trust) -> None:
+        self.trust = trust
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+        offered = HostKey(key.get_name(), key.asbytes(), "the server")
+        if reasons := self.trust.objections(offered):
+            raise NotTrusted(self.trust, offered, reasons)
+
+
+class Connection(FabricConnection):
+    """A Fabric connection that trusts known host keys only, as does every jump host on its way.
+
+    ``user_known_hosts`` are the files of the workspace; where there is none, ssh_config's ``UserKnownHostsFile``
+    counts, else OpenSSH's usual files. ``host_key`` pins the key of this host (not of its jump hosts).
+    """
+
+    # Fabric's base class turns an attribute that its class does not have into a configuration value.
+    trust: Any = None
+    host: Any = None
+    port: Any = None
+    client: Any = None
+    transport: Any = None
+    ssh_config: Any = None
+    connect_kwargs: Any = None
+    gateway: Any = None
+    user_known_hosts: Any = None
+    config_folder: Any = None
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        user: str | None = None,
+        port: int | None = None,
+        config: Config,
+        config_folder: Path | None = None,
+        user_known_hosts: Sequence[Path] = (),
+        host_key: str | None = None,
+        hops: tuple[str, ...] = (),
+    ) -> None:
+        self._set(config_folder=config_folder, user_known_hosts=tuple(user_known_hosts))
+        # False keeps Fabric from building a plain connection for ProxyJump.
+        super().__init__(host, user=user, port=port, config=config, gateway=False, connect_timeout=CONNECT_TIMEOUT)  # type: ignore[no-untyped-call]
+        self.gateway = self._way(hops)
+        name = self.ssh_config.get("hostkeyalias") or host_name(self.host, self.port)
+        self.trust = trust_for(name, self._known_hosts_files(), pinned=host_key, pinned_source=f"host_key of {host}")
+        self.client = paramiko.SSHClient()
+        self.client.set_missing_host_key_policy(_KnownKeysOnly(self.trust))
+        keys = [str(self._path(name)) for name in self.ssh_config.get("identityfile", [])]
+        only = self.ssh_config.get("identitiesonly", "no") == "yes"
+        self.connect_kwargs = {
+            "key_filename": keys,
+            "allow_agent": not only,
+            "look_for_keys": not only and not keys,
+            "transport_factory": self._new_transport,
+            "banner_timeout": CONNECT_TIMEOUT,
+            "auth_timeout": CONNECT_TIMEOUT,
+        }
+
+    def _path(self, text: str) -> Path:
+        """``~`` expanded; a relative path counts from the folder of the ssh_config, wherever the command is typed."""
+        path = Path(text.strip('"')).expanduser()
+        return self.config_folder / path if self.config_folder else path
+
+    def _known_hosts_files(self) -> list[Path]:
+        if self.user_known_hosts:
+            return list(self.user_known_hosts)
+        if text := self.ssh_config.get("userknownhostsfile"):
+            return [self._path(word) for word in shlex.split(text) if word.lower() != "none"]
+        user = Path.home() / ".ssh"
+        return [user / "known_hosts", user / "known_hosts2", Path("/etc/ssh/ssh_known_hosts")]
+
+    def _way(self, hops: tuple[str, ...]) -> Any:
+        """The connection to the last jump host, or a ProxyCommand, or None."""
+        jump = self.ssh_config.get("proxyjump", "none")
+        if jump.lower() == "none":
+            command = self.ssh_config.get("proxycommand", "none")
+            return None if command.lower() == "none" else command
+        before = None
+        for hop in jump.split(","):
+            place = hop.strip().removeprefix("ssh://")
+            if place in hops:
+                raise ConfigurationError(
+                    f"ProxyJump of {self.original_host} leads back to itself.",
+                    reasons=[" -> ".join((*hops, place))],
+                )
+            short = self.derive_shorthand(place)  # type: ignore[no-untyped-call]
+            connection = Connection(
+                short["host"],
+                user=short["user"],
+                port=short["port"],
+                config=self.config,  # type: ignore[arg-type]
+                config_folder=self.config_folder,
+                user_known_hosts=self.user_known_hosts,
+                hops=(*hops, place),
+            )
+            if before is not None:
+                connection.gateway = before
+            before = connection
+        return before
+
+    def _new_transport(self, sock: Any, **options: Any) -> paramiko.Transport:
+        transport = _Transport(sock, **options)
+        kinds: list[str] = []
+        for kind in self.trust.kinds:
+            kinds += ["rsa-sha2-512", "rsa-sha2-256"] if kind == "ssh-rsa" else [kind]
+        offered = list(transport.get_security_options().key_types)
+        first = [kind for kind in kinds if kind in offered]
+        transport.get_security_options().key_types = first + [kind for kind in offered if kind not in first]
+        return transport
+
+    def open(self) -> Any:
+        """Connects every hop; only a connection that died before the server's banner is tried again.
+
+        Raises Paramiko's exceptions and OSError; :class:`SshTransport` puts them into words.
+        """
+        if self.is_connected:
+            return None
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                if not self.gateway:
+                    self.connect_kwargs["sock"] = self._socket()
+                result = super().open()  # type: ignore[no-untyped-call]
+                break
+            except SSHException as error:
+                self.client.close()
+                if "protocol banner" not in str(error) or attempt == ATTEMPTS:
+                    raise
+                time.sleep(0.1 * 2**attempt)
+            except BaseException:
+                self.client.close()
+                raise
+        self.transport.set_keepalive(KEEPALIVE)
+        return result
+
+    def _socket(self) -> socket.socket:
+        sock = socket.create_connection((self.host, self.port), timeout=CONNECT_TIMEOUT)
+        # Without NODELAY a command takes 48 ms instead of 5.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE * 1000)
+        return sock
+
+    def close(self) -> None:
+        """Ends the connection and those to its jump hosts."""
+        super().close()  # type: ignore[no-untyped-call]
+        self.client.close()
+        if isinstance(self.gateway, Connection):
+            self.gateway.close()

@@ -1,0 +1,28 @@
+"""Every verb an engineer can type, a module a noun; each calls one function of :mod:`pipeline.workflow`.
+
+A new verb is one function with a docstring in one of these modules; a new noun is a module, named in ``MODULES``. The
+workflow is imported inside the functions, so that a list or a help is there at once.
+"""
+
+from types import ModuleType
+
+from pipeline.command_line.program import collect, run
+from pipeline.command_line.verb import Verb
+from pipeline.verbs import demo, deployment, line, overview, product, release, sign_off, ticket, upkeep
+
+MODULES: tuple[ModuleType, ...] = (product, line, release, deployment, sign_off, overview, ticket, upkeep, demo)
+
+VERBS: tuple[Verb, ...] = tuple(
+    value for module in MODULES for value in vars(module).values() if isinstance(value, Verb)
+)
+
+namespace = collect(VERBS)
+"""The collection that ``tasks.py`` hands to Invoke, and that ``tma`` runs."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script ``tma``."""
+    run(namespace, argv)
+
+
+__all__ = ["MODULES", "VERBS", "main", "namespace"]

@@ -1,0 +1,80 @@
+"""Verbs that look at, change or unlock an environment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pipeline.command_line.options import Customer, Reason, ReleaseName, Tickets
+from pipeline.command_line.output import Answer
+from pipeline.command_line.verb import Command, verb
+from pipeline.command_line.words import Option
+
+NeededEnvironment = Annotated[str, Option("test, integration or production", value="ENV")]
+
+
+@verb("Bring it to test", "plan", changes=False)
+def plan(
+    command: Command,
+    customer: Customer,
+    env: Annotated[str | None, Option("test (the default), integration or production", value="ENV")] = None,
+    release: ReleaseName = None,
+) -> Answer:
+    """Shows the numbered actions with what undoes each, and every reason why they would be refused; writes nothing."""
+    from pipeline.workflow import deployments
+
+    return deployments.plan(command.session, customer=customer, environment=env, release=release)
+
+
+@verb("Bring it to test", "deploy")
+def deploy(
+    command: Command,
+    customer: Customer,
+    release: ReleaseName = None,
+    env: Annotated[str, Option("test or integration; production is for promote", value="ENV")] = "test",
+    ticket: Tickets = (),
+) -> Answer:
+    """Deploys a release to test or integration, and asks for the customer's sign-off.
+
+    The ticket is the release's own unless given. A check that fails brings the old release back.
+    """
+    from pipeline.workflow import deployments
+
+    return deployments.deploy(
+        command.session, customer=customer, release=release, environment=env, tickets=ticket, dry_run=command.dry_run
+    )
+
+
+@verb("Go to production", "promote", asks=True)
+def promote(command: Command, customer: Customer, release: ReleaseName = None) -> Answer:
+    """Deploys to production exactly what the customer has signed off on test.
+
+    Asks to retype the customer's name; anything but the signed-off content is refused, with every reason.
+    """
+    from pipeline.workflow import deployments
+
+    command.ask_before("production", customer)
+    return deployments.promote(command.session, customer=customer, release=release, dry_run=command.dry_run)
+
+
+@verb("Go to production", "rollback", asks=True)
+def rollback(command: Command, customer: Customer, env: NeededEnvironment, ticket: Tickets = ()) -> Answer:
+    """Returns an environment to the release before, skipping any that was rolled back from.
+
+    The ticket is the deployment's own unless given. Production asks to retype the customer's name.
+    """
+    from pipeline.workflow import deployments
+
+    command.ask_before(env, customer)
+    return deployments.rollback(
+        command.session, customer=customer, environment=env, tickets=ticket, dry_run=command.dry_run
+    )
+
+
+@verb("Upkeep", "lock.release")
+def release_lock(command: Command, customer: Customer, env: NeededEnvironment, reason: Reason) -> Answer:
+    """Frees an environment that a dead run still holds, or that a failed rollback has quarantined."""
+    from pipeline.workflow import deployments
+
+    return deployments.release_lock(
+        command.session, customer=customer, environment=env, reason=reason, dry_run=command.dry_run
+    )

@@ -1,0 +1,104 @@
+"""Verbs for work on the pipeline itself; they are there in a checkout of it only, not where the package is installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pipeline.command_line.output import Answer
+from pipeline.command_line.verb import Command, verb
+from pipeline.command_line.words import Option
+from pipeline.errors import Failed, UsageError
+
+GROUP = "Work on the pipeline itself"
+ROOT = Path(__file__).resolve().parents[2]
+
+Only = Annotated[str | None, Option("tests whose names match, as pytest -k reads it", value="EXPRESSION")]
+
+LINTERS = (
+    ("ruff", "check", "."),
+    ("ruff", "format", "--check", "."),
+    ("mypy",),
+    ("lint-imports",),
+)
+
+
+def in_checkout() -> bool:
+    """Whether this package is a checkout of the project, with its tests."""
+    return (ROOT / "pyproject.toml").is_file() and (ROOT / "tests").is_dir()
+
+
+@verb(GROUP, "test", changes=False)
+def test(command: Command, only: Only = None) -> Answer:
+    """Runs everything that CI runs: linters and all tests, those with real servers too."""
+    if only is None:
+        for linter in LINTERS:
+            _run(*linter)
+    prepared = subprocess.run(
+        [sys.executable, "tests/prepare.py"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False
+    )
+    if prepared.returncode != 0:
+        raise UsageError("not everything that the tests need is installed", reasons=["what is missing stands above"])
+    _pytest(only)
+    return _done("the tests pass")
+
+
+@verb(GROUP, "quick", changes=False)
+def quick(command: Command, only: Only = None) -> Answer:
+    """Runs the tests that need no server; under a minute."""
+    _pytest(only, "-m", "not live")
+    return _done("the quick tests pass")
+
+
+@verb(GROUP, "lint", changes=False)
+def lint(command: Command) -> Answer:
+    """Checks style, types and the layers: ruff, mypy --strict, import-linter."""
+    for linter in LINTERS:
+        _run(*linter)
+    return _done("nothing to complain about")
+
+
+@verb(GROUP, "lock", changes=False)
+def lock(command: Command) -> Answer:
+    """Writes the lock files anew from pyproject.toml, with hashes; needs uv (https://docs.astral.sh/uv/)."""
+    common = ("--universal", "--python-version", "3.11", "--generate-hashes", "--upgrade", "-q")
+    named = ("--custom-compile-command", "make lock")
+    for words in (
+        ("pyproject.toml", "--extra", "test", "-o", "requirements-test.lock"),
+        # Constrained, so that all three files agree in one environment.
+        ("pyproject.toml", "-c", "requirements-test.lock", "-o", "requirements.lock"),
+        ("requirements-build.in", "-c", "requirements-test.lock", "-o", "requirements-build.lock"),
+    ):
+        _run("uv", "pip", "compile", *words, *common, *named)
+    return _done("requirements*.lock are written; look at git diff before you commit them")
+
+
+def _pytest(only: str | None, *words: str) -> None:
+    # A file stays with one worker, since its servers are started once a file.
+    _run("pytest", "-n", "auto", "--dist", "loadfile", *words, *(("-k", only) if only else ()))
+
+
+def _run(program: str, *words: str) -> None:
+    """Runs a program of this Python's environment, else one on PATH; Failed unless it ends with 0."""
+    shown = " ".join([program, *words])
+    print(f"$ {shown}", flush=True)
+    beside = Path(sys.executable).with_name(program)
+    command = [str(beside) if beside.exists() else program, *words]
+    try:
+        ended = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False).returncode
+    except FileNotFoundError:
+        raise UsageError(f"{program} is not installed", next_commands=["make test"]) from None
+    if ended != 0:
+        raise Failed(f"{shown} ended with {ended}", state="Its findings are above.")
+
+
+def _done(what: str) -> Answer:
+    from pipeline.workflow import Result
+
+    return Result(changed=False, what=what)
+
+
+__all__: Sequence[str] = ("GROUP", "in_checkout", "lint", "lock", "quick", "test")

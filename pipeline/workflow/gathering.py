@@ -1,0 +1,349 @@
+"""Gather, then decide: everything that a deployment's rules and plan need, read before anything is written.
+
+``gather`` looks at Git, the ledger, every host and the database, asks the rules, and gives a :class:`Case`. ``plan``
+prints it; ``deploy``, ``promote`` and ``rollback`` act on the very same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import rules, wiring
+from pipeline.content import content_hash
+from pipeline.databases import Database
+from pipeline.differences import Difference, differences, settings_hash
+from pipeline.errors import ConfigurationError, Reason, Refused
+from pipeline.host import Host
+from pipeline.migrations import Comparison, compare, scripts_of
+from pipeline.model import Applied, Environment, Manifest, Script
+from pipeline.playbook import ConfigureStep, MigrateStep, Plan, Playbook, Target, plan, unmatched
+from pipeline.state import Deployed, ReleaseState, State
+from pipeline.strict_yaml import parse, wrong
+from pipeline.validation import validated
+from pipeline.versions import order, split_release
+from pipeline.workflow.session import Dossier
+
+
+@dataclass
+class Case:
+    """One release, one environment, one purpose: the facts, the refusals and the plan."""
+
+    dossier: Dossier
+    state: State
+    environment: Environment
+    purpose: rules.Purpose
+    release: ReleaseState
+    playbook: Playbook
+    manifest: Manifest
+    content: str
+    settings: str
+    tickets: tuple[str, ...]
+    resumes: bool
+    facts: rules.Facts
+    refusals: tuple[Reason, ...]
+    plan: Plan
+    before: Plan | None
+    scripts: dict[str, tuple[Script, bytes]]
+    comparison: Comparison
+    history: list[Applied]
+    differences: tuple[Difference, ...]
+    hosts: dict[str, Host] = field(default_factory=dict)
+
+    @property
+    def customer(self) -> str:
+        """The customer's key."""
+        return self.dossier.key
+
+    def plan_has_migrations(self) -> bool:
+        """Whether scripts of the release are still to be applied here."""
+        return bool(self.comparison.pending)
+
+    def database(self, host: Host) -> Database:
+        """The environment's database as seen from ``host``."""
+        return open_database(self.dossier, self.environment, host)
+
+    def render(self, host: str, template: str) -> bytes:
+        """One template of the release filled in for one host, secrets resolved."""
+        blob = next((file.blob for file in self.manifest.files if file.path == template), None)
+        place = f"playbooks/{self.dossier.customer.product}.yaml"
+        if blob is None:
+            raise ConfigurationError(
+                f"template {template} is not in release {self.release.name}",
+                reasons=[Reason("configure names it", place)],
+            )
+        from jinja2 import StrictUndefined, TemplateError
+        from jinja2.sandbox import SandboxedEnvironment
+
+        target = _target(self.dossier, self.environment, self.release, None, ())
+        configured = next(entry for entry in self.environment.hosts if entry.name == host)
+        words = target.words(configured) | {
+            "secrets": {name: self.dossier.session.resolve(ref) for name, ref in self.environment.secrets.items()}
+        }
+        data = self.dossier.repository.read(blob)
+        assert data is not None
+        try:
+            source = data.decode("utf-8")
+            text = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(source)
+            return text.render(words).encode()
+        except (TemplateError, UnicodeDecodeError) as error:
+            line = getattr(error, "lineno", None)
+            where = f"{template}:{line} of {self.release.name}" if line else f"{template} of {self.release.name}"
+            raise ConfigurationError(
+                f"template {template} cannot be filled in for {self.customer} {self.environment.key} {host}",
+                reasons=[Reason(self.dossier.session.conceal(str(error)), where)],
+            ) from None
+
+
+def hosts_of(dossier: Dossier, environment: Environment) -> dict[str, Host]:
+    """The environment's hosts by key, not connected yet."""
+    session = dossier.session
+    return {
+        host.name: wiring.host_for(host, environment, session.workspace.settings, session.folder)
+        for host in environment.hosts
+    }
+
+
+@contextmanager
+def closing(*groups: dict[str, Host]) -> Iterator[None]:
+    """Closes every connection at the end, whatever happened."""
+    try:
+        yield
+    finally:
+        for group in groups:
+            for host in group.values():
+                host.transport.close()
+
+
+def open_database(dossier: Dossier, environment: Environment, host: Host) -> Database:
+    """The environment's database as seen from ``host``; ConfigurationError when it has none."""
+    return wiring.database_for(environment, dossier.customer, host, dossier.session.resolve)
+
+
+def release_manifest(dossier: Dossier, release: ReleaseState, *, afresh: bool = False) -> Manifest:
+    """Every file of the release with its SHA-256; computed once per tree, or ``afresh`` where a cache must not be believed."""
+    cache = None if afresh else dossier.session.work / "cache" / "manifests"
+    return dossier.installation.manifest(release.commit, cache=cache)
+
+
+def release_scripts(dossier: Dossier, playbook: Playbook, manifest: Manifest) -> dict[str, tuple[Script, bytes]]:
+    """The release's migrations with their bytes, in order."""
+    if playbook.migrations is None:
+        return {}
+    inside = playbook.migrations.folder.strip("/") + "/"
+    contents = dossier.repository.read_many([file.blob for file in manifest.files if file.path.startswith(inside)])
+    scripts = scripts_of(manifest, playbook.migrations.folder, playbook.migrations.pattern, contents.get)
+    return {script.id: (script, contents[script.blob] or b"") for script in scripts}
+
+
+def history_of(dossier: Dossier, environment: Environment, host: Host, playbook: Playbook) -> list[Applied]:
+    """The migrations that the environment's database has had; nothing where the playbook migrates none."""
+    if environment.database is None or not any(isinstance(step, MigrateStep) for step in playbook.steps):
+        return []
+    database = open_database(dossier, environment, host)
+    try:
+        return database.history()
+    finally:
+        database.close()
+
+
+def frozen_playbook(dossier: Dossier, deployed: Deployed) -> Playbook:
+    """The playbook that a release was deployed with, from the ledger."""
+    record = dossier.ledger.record(deployed.record)
+    name = f"playbooks/{dossier.customer.product}.yaml"
+    data = dossier.ledger.configuration(record.configuration[name]) if record else None
+    if data is None:
+        raise Refused(f"the playbook of deployment {deployed.deployment} is not in the ledger of {dossier.key}")
+    source = parse(f"{name} of deployment {deployed.deployment}", data)
+    playbook, reasons = validated(Playbook, source, {"product": dossier.customer.product}, written_short=True)
+    if playbook is None:
+        raise wrong(source, reasons)
+    return playbook
+
+
+def current_settings(dossier: Dossier) -> str:
+    """The digest of what differs between test and production, as configured now."""
+    environments = dossier.loaded.environments
+    return settings_hash(environments.get("test"), environments.get("production"))
+
+
+def accepted_edits(state: State) -> set[tuple[str, str, str]]:
+    """Edits of applied migrations that were judged harmless: script, old and new checksum."""
+    return {(acceptance.script, acceptance.old, acceptance.new) for acceptance in state.accepted}
+
+
+def vanished_scripts(state: State, comparison: Comparison, release: ReleaseState, kind: str) -> list[str]:
+    """Scripts that ran here and that the release no longer holds: removed or renamed, and not accepted as such.
+
+    A script that a later version brought is *ahead*: it is known, and the older code runs on the expanded schema.
+    """
+    removed = {acceptance.script for acceptance in state.accepted if acceptance.new == "removed"}
+    here = order(kind, release.version)
+    return [
+        row.script
+        for row in comparison.ahead
+        if row.script not in removed and order(kind, split_release(row.release)[0]) <= here
+    ]
+
+
+def gather(
+    dossier: Dossier,
+    state: State,
+    *,
+    environment: str,
+    purpose: rules.Purpose,
+    release: ReleaseState,
+    tickets: tuple[str, ...],
+    hosts: dict[str, Host],
+    test_hosts: dict[str, Host] | None = None,
+    frozen: Deployed | None = None,
+) -> Case:
+    """Everything about this deployment; changes nothing. ``frozen`` is the deployment that a rollback returns to."""
+    session = dossier.session
+    target_environment = dossier.environment(environment)
+    here = state.environment(environment)
+    manifest = release_manifest(dossier, release, afresh=purpose == "promote")
+    if frozen is None:
+        playbook, content = dossier.playbook.playbook, content_hash(manifest, dossier.playbook.raw)
+    else:
+        playbook, content = frozen_playbook(dossier, frozen), frozen.content
+    _templates_exist(dossier, playbook, manifest, release)
+    resumes = here.running is not None and (here.running.release, here.running.purpose) == (release.name, purpose)
+
+    seen = [_look(dossier, state, host, drift=purpose == "promote") for host in hosts.values()]
+    seen_test = [_look(dossier, state, host, drift=True) for host in (test_hosts or {}).values()]
+    first = hosts[target_environment.hosts[0].name]
+    ours = not any(facts.foreign for facts in seen)
+    history = history_of(dossier, target_environment, first, playbook) if ours and purpose != "rollback" else []
+    scripts = release_scripts(dossier, playbook, manifest)
+    comparison = compare([script for script, _ in scripts.values()], history, accepted_edits(state))
+    rehearsed = set(state.environment("test").applied)
+    target = _target(dossier, target_environment, release, here.installed, comparison.pending)
+    settings = current_settings(dossier)
+    facts = rules.Facts(
+        purpose=purpose,
+        now=session.now(),
+        actor=session.actor,
+        customer=dossier.customer,
+        environment=target_environment,
+        state=state,
+        release=release,
+        content=content,
+        settings=settings,
+        resumes=resumes,
+        hosts=seen,
+        test_hosts=seen_test,
+        contains=_patches_contained(dossier, state, here.installed, release),
+        tickets=tickets,
+        unknown_tickets=wiring.tracker_for(dossier.customer).unknown(state, tickets),
+        edited=[edit.applied.script for edit in comparison.edited],
+        vanished=vanished_scripts(state, comparison, release, playbook.versions),
+        unmatched=unmatched(playbook, comparison.pending),
+        unrehearsed=[script.id for script in comparison.pending if script.id not in rehearsed],
+        places=_places(dossier, environment),
+    )
+    before = None
+    if here.installed is not None:
+        old = dossier.release(here.installed.release, state)
+        old_target = _target(dossier, target_environment, old, None, ())
+        before = plan(frozen_playbook(dossier, here.installed), old_target, rollback=True)
+    both = dossier.loaded.environments
+    return Case(
+        dossier=dossier,
+        state=state,
+        environment=target_environment,
+        purpose=purpose,
+        release=release,
+        playbook=playbook,
+        manifest=manifest,
+        content=content,
+        settings=settings,
+        tickets=tickets,
+        resumes=resumes,
+        facts=facts,
+        refusals=rules.refusals(facts),
+        plan=plan(playbook, target, rollback=purpose == "rollback"),
+        before=before,
+        scripts=scripts,
+        comparison=comparison,
+        history=history,
+        differences=differences(both["test"], both["production"]) if {"test", "production"} <= both.keys() else (),
+        hosts=hosts,
+    )
+
+
+def _target(
+    dossier: Dossier, environment: Environment, release: ReleaseState, installed: Deployed | None, pending: Any
+) -> Target:
+    return Target(
+        customer=dossier.customer,
+        environment=environment,
+        release=release.name,
+        version=release.version,
+        installed=installed.release if installed else None,
+        pending=tuple(pending),
+    )
+
+
+def _look(dossier: Dossier, state: State, host: Host, *, drift: bool) -> rules.HostFacts:
+    dossier.session.progress(f"looking at {host.name}")
+    seen = host.inspect()
+    differing: tuple[str, ...] = ()
+    if drift and seen.current is not None and not seen.foreign:
+        release = state.releases.get(seen.current)
+        if release is not None:
+            differing = tuple(host.verify(seen.current, release_manifest(dossier, release)))
+        else:
+            differing = (f"current is {seen.current}, which is no release of {dossier.key}",)
+    return rules.HostFacts(
+        name=host.name,
+        current=seen.current,
+        foreign=tuple(seen.foreign),
+        drift=differing,
+        missing_tools=tuple(seen.missing_tools),
+    )
+
+
+def _patches_contained(
+    dossier: Dossier, state: State, installed: Deployed | None, release: ReleaseState
+) -> dict[str, bool]:
+    if installed is None:
+        return {}
+    now = state.releases[installed.release].commit
+    contains = dossier.installation.contains
+    here = [patch for patch in state.patches if contains(now, patch.commit)]
+    return {patch.id: contains(release.commit, patch.commit) for patch in here}
+
+
+def _templates_exist(dossier: Dossier, playbook: Playbook, manifest: Manifest, release: ReleaseState) -> None:
+    paths = {file.path for file in manifest.files}
+    missing = [
+        template
+        for step in playbook.steps
+        if isinstance(step, ConfigureStep)
+        for template in step.templates
+        if template not in paths
+    ]
+    if missing:
+        raise ConfigurationError(
+            f"the playbook of {dossier.customer.product} configures what {release.name} does not hold",
+            reasons=[Reason(f"no file {path}", f"playbooks/{dossier.customer.product}.yaml") for path in missing],
+        )
+
+
+def _places(dossier: Dossier, environment: str) -> dict[str, str]:
+    """Where in the workspace's files each thing that a rule names stands."""
+    sources = dossier.loaded.sources
+    customer, here = sources["customer"], sources[environment]
+    freezes = len(dossier.environment(environment).freezes)
+    return {
+        "approvers": customer.position("approvers"),
+        "team": customer.position("team"),
+        "people": "environments/people.yaml",
+        "environment": here.position(),
+        "windows": here.position("windows"),
+        "playbook": dossier.playbook.source.position("steps"),
+        **{f"freezes.{number}": here.position("freezes", number) for number in range(freezes)},
+    }

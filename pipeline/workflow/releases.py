@@ -1,0 +1,349 @@
+"""Releases and patches: a product's version, or a fix, becomes something that can be tested and signed off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import NotKnown, Reason, Refused, UsageError
+from pipeline.model import Draft
+from pipeline.state import ReleaseState, State
+from pipeline.versions import order, split_release
+from pipeline.workflow import gathering
+from pipeline.workflow.deployments import known_environment
+from pipeline.workflow.products import source_url
+from pipeline.workflow.session import Dossier, Result, Session
+
+
+class ReleaseMade(Result):
+    """A release and what it changes against the release before on this line: files, migrations, customisations."""
+
+    customer: str
+    release: str
+    version: str
+    commit: str
+    tickets: tuple[str, ...]
+    since: str | None
+    files: tuple[tuple[str, str], ...]
+    migrations: tuple[str, ...]
+    customisations: tuple[str, ...]
+    patches: tuple[str, ...] = ()
+    superseded: str | None = None
+
+    def lines(self) -> list[str]:
+        lines = [self.what, f"  tickets {', '.join(self.tickets)}"]
+        if self.since:
+            lines.append(f"  against {self.since}: {len(self.files)} file(s) changed")
+            lines += [f"    {status} {path}" for status, path in self.files[:30]]
+            if len(self.files) > 30:
+                lines.append(f"    … and {len(self.files) - 30} more (all with --json)")
+        lines.append(f"  new migrations: {', '.join(self.migrations) or 'none'}")
+        lines.append(f"  customisations carried over: {', '.join(self.customisations) or 'none'}")
+        if self.patches:
+            lines.append(f"  patches contained: {', '.join(self.patches)}")
+        if self.superseded:
+            lines.append(f"  the request for sign-off of {self.superseded} is superseded: it lacks this patch")
+        return lines
+
+
+def make_release(
+    session: Session,
+    *,
+    customer: str,
+    version: str,
+    tickets: tuple[str, ...],
+    merged: str | None = None,
+    dry_run: bool = False,
+) -> ReleaseMade:
+    """The product's version merged into the customer's line, and tagged ``<version>+<build>``.
+
+    Where the line holds the version already, the release is the line as it is now (customisations and patches since).
+    The same line again gives the release that there is. Failed, with each file's base, ours and theirs, on a conflict.
+    """
+    dossier = session.dossier(customer)
+    _need_tickets(dossier, dossier.state(), tickets)
+    product, kind = dossier.customer.product, dossier.playbook.playbook.versions
+    run = session.new_run()
+    made: list[ReleaseMade] = []
+
+    def decide(state: State) -> list[Draft]:
+        installation = dossier.installation
+        held, _ = installation.held_version()
+        if order(kind, version) < order(kind, held):
+            raise Refused(
+                f"the line of {customer} holds {product} {held}, which is newer than {version}",
+                reasons=["a line only goes forward; to go back on an environment: rollback"],
+                next_commands=[f"invoke rollback customer={customer} env=…"],
+            )
+        again = f"invoke release customer={customer} version={version} ticket={','.join(tickets)}"
+        prepared = installation.merge_version(
+            product, version, author=session.signer.key, at=session.now(), merged=merged, again=again
+        )
+        same = next((r for r in state.releases.values() if r.commit == prepared.commit), None)
+        if same is not None:
+            made[:] = [_told(dossier, state, same, None, changed=False)]
+            return []
+        name = next_release(dossier, state, version)
+        patches = tuple(p.id for p in state.patches if installation.contains(prepared.commit, p.commit))
+        record_id = f"{run}-release-made-1"
+        tag = installation.release_tag(
+            name,
+            prepared.commit,
+            author=session.signer.key,
+            at=session.now(),
+            trailers={
+                "Product": product,
+                "Product-Version": version,
+                "Patch-Ids": ", ".join(patches) or None,
+                "Ticket": ", ".join(tickets),
+                "Record-Id": record_id,
+            },
+        )
+        release = ReleaseState(
+            name=name,
+            version=version,
+            commit=prepared.commit,
+            made_at=session.now(),
+            made_by=session.signer.key,
+            record=record_id,
+            tickets=dossier.tickets(tickets),
+            patches=patches,
+        )
+        gathering.release_manifest(dossier, release)
+        made[:] = [_told(dossier, state, release, state.newest_release(), changed=True)]
+        return [
+            Draft(
+                id=record_id,
+                run=run,
+                kind="release-made",
+                at=session.now(),
+                product=product,
+                release=name,
+                tickets=release.tickets,
+                moves=(*prepared.moves, tag),
+                configuration=dossier.configuration(),
+                texts={"people": dossier.people_used(session.actor.key)},
+                details={
+                    "version": version,
+                    "commit": prepared.commit,
+                    "tag": tag.new,
+                    "patches": list(patches),
+                    "maintenance_type": "evolutive",
+                    "files": len(made[0].files),
+                    "migrations": list(made[0].migrations),
+                    "customisations": list(made[0].customisations),
+                },
+            )
+        ]
+
+    return _write(session, dossier, decide, made, dry_run=dry_run)
+
+
+def make_patch(
+    session: Session,
+    *,
+    customer: str,
+    tickets: tuple[str, ...],
+    commit: str | None = None,
+    file: Path | None = None,
+    environment: str = "production",
+    id: str | None = None,
+    merged: str | None = None,
+    dry_run: bool = False,
+) -> ReleaseMade:
+    """A fix on the release that is installed on ``environment``, and in the same move merged into the line.
+
+    ``commit`` is one commit of the product's own repository or of the installations repository, ``file`` a diff. Requests
+    for sign-off of releases without the fix are superseded.
+    """
+    dossier = session.dossier(customer)
+    state = dossier.state()
+    _need_tickets(dossier, state, tickets)
+    if (commit is None) == (file is None):
+        raise UsageError("a patch comes either as commit= or as file=")
+    base = known_environment(dossier, state, environment)
+    diff = _bytes_of(session, file) if file is not None else None
+    if commit is not None:
+        _bring(session, dossier, commit)
+    run = session.new_run()
+    made: list[ReleaseMade] = []
+
+    def decide(state: State) -> list[Draft]:
+        now = known_environment(dossier, state, environment)
+        if now.release != base.release:
+            raise Refused(
+                f"{environment} of {customer} has been given {now.release} meanwhile",
+                next_commands=[f"invoke status customer={customer}"],
+            )
+        version, _ = split_release(base.release)
+        name = next_release(dossier, state, version)
+        patch_id = id or f"{customer}-{len(state.patches) + 1}"
+        if any(patch.id == patch_id for patch in state.patches):
+            raise Refused(
+                f"{customer} has a patch {patch_id} already",
+                reasons=[Reason(f"made as {p.release}", p.record) for p in state.patches if p.id == patch_id],
+            )
+        source = f"commit={commit}" if commit else f"file={file}"
+        again = f"invoke patch customer={customer} {source} ticket={','.join(tickets)} env={environment}" + (
+            f" id={id}" if id else ""
+        )
+        record_id = f"{run}-patch-made-1"
+        prepared = dossier.installation.patch(
+            base.release,
+            patch_id=patch_id,
+            author=session.signer.key,
+            at=session.now(),
+            commit=commit,
+            diff=diff,
+            trailers={"Ticket": ", ".join(tickets), "Maintenance-Type": "corrective"},
+            merged=merged,
+            again=again,
+        )
+        patches = (*state.releases[base.release].patches, patch_id)
+        tag = dossier.installation.release_tag(
+            name,
+            prepared.commit,
+            author=session.signer.key,
+            at=session.now(),
+            trailers={
+                "Product": dossier.customer.product,
+                "Product-Version": version,
+                "Patch-Ids": ", ".join(patches),
+                "Maintenance-Type": "corrective",
+                "Ticket": ", ".join(tickets),
+                "Record-Id": record_id,
+            },
+        )
+        release = ReleaseState(
+            name=name,
+            version=version,
+            commit=prepared.commit,
+            made_at=session.now(),
+            made_by=session.signer.key,
+            record=record_id,
+            tickets=dossier.tickets(tickets),
+            patches=patches,
+        )
+        gathering.release_manifest(dossier, release)
+        sign_off = state.sign_off
+        superseded = sign_off.release if sign_off and sign_off.status not in {"rejected", "superseded"} else None
+        told = _told(dossier, state, release, state.releases[base.release], changed=True)
+        made[:] = [told.model_copy(update={"superseded": superseded})]
+        return [
+            Draft(
+                id=record_id,
+                run=run,
+                kind="patch-made",
+                at=session.now(),
+                product=dossier.customer.product,
+                environment=environment,
+                release=name,
+                tickets=release.tickets,
+                moves=(*prepared.moves, tag),
+                configuration=dossier.configuration(),
+                texts={"people": dossier.people_used(session.actor.key)},
+                details={
+                    "patch": patch_id,
+                    "version": version,
+                    "commit": prepared.commit,
+                    "base": base.release,
+                    "line": prepared.line,
+                    "tag": tag.new,
+                    "patches": list(patches),
+                    "maintenance_type": "corrective",
+                    "migrations": list(told.migrations),
+                },
+            )
+        ]
+
+    return _write(session, dossier, decide, made, dry_run=dry_run)
+
+
+def next_release(dossier: Dossier, state: State, version: str) -> str:
+    """The name of the next build of a version; the ledger is asked beside the tags, since tags may lag behind it."""
+    builds = [split_release(name)[1] for name in state.releases if split_release(name)[0] == version]
+    return max(dossier.installation.next_release(version), f"{version}+{max(builds, default=0) + 1}", key=split_release)
+
+
+def _need_tickets(dossier: Dossier, state: State, tickets: tuple[str, ...]) -> None:
+    if not tickets:
+        raise UsageError(
+            "a release names its ticket: ticket=A,B",
+            next_commands=[f"invoke ticket.open customer={dossier.key} title=…"],
+        )
+    from pipeline.suggest import did_you_mean
+
+    unknown = [ticket for ticket in tickets if ticket not in state.tickets]
+    if unknown:
+        raise NotKnown(
+            f"{dossier.key} has no ticket {', '.join(unknown)}{did_you_mean(unknown[0], state.tickets)}",
+            reasons=[Reason(f"tickets are {', '.join(state.tickets) or 'none'}")],
+            next_commands=[f"invoke ticket.open customer={dossier.key} title=…"],
+        )
+
+
+def _bytes_of(session: Session, file: Path) -> bytes:
+    path = session.workspace.path(str(file))
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{file} cannot be read", reasons=[Reason(error.strerror or "unreadable", str(path))]
+        ) from None
+
+
+def _bring(session: Session, dossier: Dossier, commit: str) -> None:
+    """Brings the product's own branches here, so that a fix made there can be named by its commit."""
+    product = dossier.customer.product
+    url = source_url(session, product)
+    if url is None or dossier.repository.commit_of(commit) is not None:
+        return
+    # Under a name of their own: they are nobody's installation, and may be deleted.
+    kept = f"refs/sources/{product}"
+    dossier.repository.fetch_objects(url, [f"+refs/heads/*:{kept}/heads/*", f"+refs/tags/*:{kept}/tags/*"])
+
+
+def _told(
+    dossier: Dossier, state: State, release: ReleaseState, since: ReleaseState | None, *, changed: bool
+) -> ReleaseMade:
+    installation = dossier.installation
+    files = tuple(installation.changes(since.commit, release.commit)) if since else ()
+    playbook = dossier.playbook.playbook
+    now = gathering.release_scripts(dossier, playbook, gathering.release_manifest(dossier, release))
+    then = gathering.release_scripts(dossier, playbook, gathering.release_manifest(dossier, since)) if since else {}
+    return ReleaseMade(
+        changed=changed,
+        what=f"release {release.name} of {dossier.key}" + ("" if changed else " is there already"),
+        customer=dossier.key,
+        release=release.name,
+        version=release.version,
+        commit=release.commit,
+        tickets=tuple(ticket.id for ticket in release.tickets),
+        since=since.name if since else None,
+        files=files,
+        migrations=tuple(script for script in now if script not in then),
+        customisations=tuple(installation.customisations(release.commit)),
+        patches=release.patches,
+        next_commands=(
+            f"invoke plan customer={dossier.key} release={release.name}",
+            f"invoke deploy customer={dossier.key} release={release.name}",
+        ),
+    )
+
+
+def _write(
+    session: Session,
+    dossier: Dossier,
+    decide: Callable[[State], list[Draft]],
+    made: list[ReleaseMade],
+    *,
+    dry_run: bool,
+) -> ReleaseMade:
+    if dry_run:
+        decide(dossier.state())
+        told = made[0]
+        return told.model_copy(
+            update={"changed": False, "what": told.what.replace("release ", "would make release ", 1)}
+        )
+    dossier.ledger.append(session.signer, decide)
+    return made[0]

@@ -1,0 +1,250 @@
+"""Who acts, in which workspace, on which customer: what every function of the workflow is given."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from pydantic import ConfigDict, Field
+
+from pipeline.errors import ConfigurationError, NotKnown, Reason, UsageError
+from pipeline.installation import Installation, Products
+from pipeline.ledger import Ledger
+from pipeline.model import Customer, Environment, Noun, Person, TicketRef
+from pipeline.repository import Repository
+from pipeline.settings import LoadedCustomer, LoadedPlaybook, Workspace, load_workspace
+from pipeline.state import ReleaseState, State
+from pipeline.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from pipeline.signing import Signer
+
+
+class Result(Noun):
+    """What a function of the workflow gives: whether anything changed, one line, and what to type next."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    changed: bool
+    what: str
+    next_commands: tuple[str, ...] = Field((), exclude=True)
+
+    def lines(self) -> list[str]:
+        """The result as text for a person, without the next commands."""
+        return [self.what]
+
+
+@dataclass
+class Session:
+    """One workspace, one actor, one clock.
+
+    ``progress`` gets one line at a time. ``signing_key`` overrides the workspace's ``signing_key``. A run id names
+    everything that one command does; :meth:`new_run` makes one.
+    """
+
+    workspace: Workspace
+    signing_key: str | None = None
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    progress: Callable[[str], None] = lambda text: None
+    _secrets: set[str] = field(default_factory=set, repr=False)
+    _repositories: dict[str, Repository] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        signing_key: str | None = None,
+        clock: Callable[[], datetime] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Session:
+        """The session for the workspace in ``folder``; ConfigurationError when its files are wrong."""
+        session = cls(workspace=load_workspace(folder), signing_key=signing_key)
+        if clock is not None:
+            session.clock = clock
+        if progress is not None:
+            session.progress = progress
+        return session
+
+    @property
+    def folder(self) -> Path:
+        """The workspace's folder."""
+        return self.workspace.folder
+
+    @property
+    def work(self) -> Path:
+        """Where mirrors, caches, pages and reports lie; may be deleted."""
+        return self.folder / self.workspace.settings.work
+
+    def now(self) -> datetime:
+        """The instant, UTC, to the second."""
+        return self.clock().astimezone(UTC).replace(microsecond=0)
+
+    def new_run(self) -> str:
+        """A fresh run id: the instant and six random hexadecimal digits."""
+        return f"{self.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+    @cached_property
+    def signer(self) -> Signer:
+        """Whoever's private key signs; UsageError (exit 2) with the command that makes one when there is none.
+
+        The key file is ``signing_key`` of this session (the command line takes it from ``TMA_SIGNING_KEY``), else of
+        workspace.yaml.
+        """
+        from pipeline.signing import MAKE_KEY, load_signer
+
+        reference = self.signing_key or self.workspace.settings.signing_key
+        if reference is None:
+            raise UsageError(
+                "there is no signing key, and every record is signed",
+                reasons=[Reason("no signing_key: in workspace.yaml, and TMA_SIGNING_KEY is not set")],
+                next_commands=[MAKE_KEY],
+            )
+        kind, _, rest = reference.partition(":")
+        if kind == "env":
+            rest = self.workspace.resolve(reference)
+        elif kind != "file":
+            rest = reference
+        return load_signer(self.workspace.path(rest), self.workspace.people, self.now().date())
+
+    @property
+    def actor(self) -> Person:
+        """The person in people.yaml whose key signs."""
+        person = self.workspace.people.find(self.signer.key)
+        assert person is not None
+        return person
+
+    def resolve(self, reference: str) -> str:
+        """What a reference to a secret leads to; remembered so that :meth:`conceal` can take it out of texts."""
+        value = self.workspace.resolve(reference)
+        if len(value) >= 4:
+            self._secrets.add(value)
+        return value
+
+    def conceal(self, text: str) -> str:
+        """``text`` without any secret that this session has resolved."""
+        for value in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(value, "•••")
+        return text
+
+    def repository(self, name: str | None = None) -> Repository:
+        """The installations repository of this name (the first by default), opened once."""
+        known = self.workspace.settings.installations
+        chosen = next((entry for entry in known if entry.name == name), None) if name else known[0]
+        if chosen is None:
+            raise ConfigurationError(f"workspace.yaml names no installations repository {name!r}")
+        if chosen.name not in self._repositories:
+            path = self.workspace.path(chosen.path or f"{self.workspace.settings.work}/installations/{chosen.name}.git")
+            remote = chosen.remote
+            if remote is not None and "://" not in remote and ":" not in remote.split("/")[0]:
+                remote = str(self.workspace.path(remote))
+            self._repositories[chosen.name] = Repository.open(path, remote=remote)
+        return self._repositories[chosen.name]
+
+    def dossier(self, customer: str, *, deciding: bool = True) -> Dossier:
+        """Everything about one customer; ``deciding`` fetches from the remote and completes lagging refs first."""
+        loaded = self.workspace.customer(customer)
+        repository = self.repository(loaded.customer.installations)
+        dossier = Dossier(session=self, loaded=loaded, repository=repository)
+        if deciding:
+            repository.fetch()
+            if dossier.ledger.state().number:
+                dossier.ledger.complete()
+        return dossier
+
+
+@dataclass
+class Dossier:
+    """One customer: configuration, installation in Git, ledger, and the product's playbook."""
+
+    session: Session
+    loaded: LoadedCustomer
+    repository: Repository
+
+    @property
+    def customer(self) -> Customer:
+        """The customer as configured."""
+        return self.loaded.customer
+
+    @property
+    def key(self) -> str:
+        """The customer's key."""
+        return self.loaded.customer.key
+
+    @cached_property
+    def installation(self) -> Installation:
+        """The customer's refs."""
+        return Installation(self.repository, self.key)
+
+    @cached_property
+    def products(self) -> Products:
+        """The product versions in the same repository."""
+        return Products(self.repository)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The customer's records."""
+        return Ledger(self.repository, self.key)
+
+    @cached_property
+    def playbook(self) -> LoadedPlaybook:
+        """The product's playbook as it is now."""
+        return self.session.workspace.playbook(self.customer.product)
+
+    def state(self) -> State:
+        """What the records add up to."""
+        return self.ledger.state()
+
+    def environment(self, key: str) -> Environment:
+        """One environment; NotKnown when the customer has no such file."""
+        return self.loaded.environment(key)
+
+    def release(self, name: str | None, state: State) -> ReleaseState:
+        """A release by name, the newest when None; NotKnown with the nearest match."""
+        if name is None:
+            newest = state.newest_release()
+            if newest is None:
+                raise NotKnown(
+                    f"{self.key} has no release yet",
+                    next_commands=[f"invoke release customer={self.key} version=… ticket=…"],
+                )
+            return newest
+        found = state.releases.get(name)
+        if found is None:
+            raise NotKnown(
+                f"{self.key} has no release {name!r}{did_you_mean(name, state.releases)}",
+                reasons=[Reason(f"releases are {', '.join(state.releases) or 'none'}")],
+            )
+        return found
+
+    def tickets(self, ids: Sequence[str]) -> tuple[TicketRef, ...]:
+        """References to tickets in the customer's tracker."""
+        return tuple(TicketRef(tracker=self.customer.tracker, id=id) for id in ids)
+
+    def configuration(self, *environments: str) -> dict[str, bytes]:
+        """The bytes of the files that a decision uses, to be kept with its record."""
+        sources = self.loaded.sources
+        files = {f"{name}.yaml": sources[name].data for name in ("customer", *environments) if name in sources}
+        return files | {f"playbooks/{self.customer.product}.yaml": self.playbook.source.data}
+
+    def people_used(self, *keys: str) -> str:
+        """The entries of people.yaml for these keys, as canonical JSON: kept outside the ledger, since they name people."""
+        from pipeline.content import canonical
+
+        entries: list[Mapping[str, Any]] = []
+        for key in sorted(set(keys)):
+            person = self.session.workspace.people.find(key)
+            if person is not None:
+                entries.append(person.model_dump(mode="json"))
+        return canonical(entries).decode()
+
+
+def end_of_day(day: date, customer: Customer) -> datetime:
+    """The last minute of a calendar day on the customer's clock, as an instant in UTC."""
+    return datetime.combine(day, time(23, 59), ZoneInfo(customer.time_zone)).astimezone(UTC)

@@ -1,0 +1,793 @@
+"""What every database adapter keeps: one suite, run on SQLite and, live, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import psycopg
+import pytest
+
+from pipeline.content import script_checksum
+from pipeline.databases import Database
+from pipeline.databases.postgresql import PostgresqlDatabase
+from pipeline.databases.sqlite import SqliteDatabase
+from pipeline.errors import Failed, Locked, PartlyDone, PipelineError, Refused, Unreachable, UsageError
+from pipeline.model import DatabaseSettings, Script
+from pipeline.transports import LineCut, Result
+from pipeline.transports.local import LocalTransport
+from tests.servers.postgres import DatabaseAddress, PostgresServer
+
+SECRET = "canary-pa55word"
+HOST_PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+"""This Python is the host's python3 too: a version manager's shim would cost more than the tests."""
+
+MISSING_TABLE = "INSERT INTO nowhere VALUES (1)"
+
+
+class Engine(Protocol):
+    """One engine under test: a database of its own, and the ways to look at it past the adapter."""
+
+    slow: str
+
+    def open(self, **options: Any) -> Database: ...
+    def query(self, statement: str) -> list[tuple[Any, ...]]: ...
+    def tables(self) -> set[str]: ...
+    def unreadable(self) -> Database: ...
+    def restore(self, backup: str, query: str) -> list[tuple[Any, ...]]: ...
+    def hold(self) -> Any: ...
+
+
+class Postgres:
+    slow = "SELECT pg_sleep(1);"
+
+    def __init__(self, server: PostgresServer, folder: Path) -> None:
+        self.server, self.folder = server, folder
+        self.opened: list[Database] = []
+        self.address = server.create_database(password=SECRET)
+        self.transport = LocalTransport("app1", environment={"PATH": HOST_PATH})
+
+    def settings(self, **changes: Any) -> DatabaseSettings:
+        address: DatabaseAddress = self.address
+        return DatabaseSettings(
+            engine="postgresql", host=address.host, port=address.port, name=address.name, user=address.user
+        ).model_copy(update=changes)
+
+    def open(self, *, transport: Any = None, password: str = SECRET, **options: Any) -> Database:
+        names = {name: options.pop(name) for name in ("name", "port") if name in options}
+        database = PostgresqlDatabase(
+            transport or self.transport,
+            self.settings(**names),
+            password,
+            backups=str(self.folder / "backups"),
+            customer="acme",
+            environment="test",
+            **options,
+        )
+        self.opened.append(database)
+        return database
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        with self.address.connect() as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def tables(self) -> set[str]:
+        rows = self.query(
+            "SELECT tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        )
+        return {row[0] for row in rows}
+
+    def unreadable(self) -> Database:
+        return self.open(name="nowhere")
+
+    def restore(self, backup: str, query: str) -> list[tuple[Any, ...]]:
+        other = self.server.create_database()
+        environment = {**os.environ, "PGPASSWORD": other.password}
+        target = ["--host", other.host, "--port", str(other.port), "--username", other.user, "--dbname", other.name]
+        restore = self.server.bin / "pg_restore"
+        subprocess.run([restore, "--no-owner", "--exit-on-error", *target, backup], env=environment, check=True)
+        with other.connect() as connection:
+            return connection.execute(query.encode()).fetchall()
+
+    def hold(self) -> Any:
+        connection = self.address.connect(application_name="tma other-run")
+        connection.execute("BEGIN")
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [0x746D6131])
+        return connection
+
+
+class Sqlite:
+    slow = (
+        "CREATE TABLE filler AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500000)"
+        " SELECT max(i) AS i FROM n; DROP TABLE filler;"
+    )
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "app 100%?#.sqlite"
+        self.transport = LocalTransport("app1", environment={"PATH": HOST_PATH})
+
+    def open(self, *, transport: Any = None, path: Path | None = None, **options: Any) -> Database:
+        return SqliteDatabase(
+            transport or self.transport,
+            str(path or self.path),
+            backups=str(self.folder / "backups"),
+            customer="acme",
+            environment="test",
+            **options,
+        )
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        connection = sqlite3.connect(self.path)
+        try:
+            with connection:
+                return connection.execute(statement).fetchall()
+        finally:
+            connection.close()
+
+    def tables(self) -> set[str]:
+        return {row[0] for row in self.query("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+    def unreadable(self) -> Database:
+        path = self.folder / "not-a-database"
+        path.write_bytes(b"this is a text, not a database\n" * 100)
+        return self.open(path=path)
+
+    def restore(self, backup: str, query: str) -> list[tuple[Any, ...]]:
+        connection = sqlite3.connect(backup)
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+    def hold(self) -> Any:
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        return connection
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.live)])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    if request.param == "sqlite":
+        return Sqlite(tmp_path)
+    return cast(Engine, request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def postgres(server: PostgresServer, tmp_path: Path) -> Iterator[Postgres]:
+    engine = Postgres(server, tmp_path)
+    yield engine
+    for database in engine.opened:
+        database.close()
+
+
+def script(name: str, sql: str | bytes) -> tuple[Script, bytes]:
+    data = sql.encode() if isinstance(sql, str) else sql
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return Script(id=name, checksum=script_checksum(data), blob=blob), data
+
+
+def apply(database: Database, name: str, sql: str | bytes, *, fence: int = 1, run: str = "r1") -> bool:
+    return database.apply(*script(name, sql), fence=fence, run=run, release="1.0+1")
+
+
+def history_of(database: Database) -> list[str]:
+    return [row.script for row in database.history()]
+
+
+# --- applying ----------------------------------------------------------------------------------------------------------
+
+
+def test_history_of_an_untouched_database_is_empty_and_changes_nothing(engine: Engine) -> None:
+    database = engine.open()
+    assert database.history() == []
+    database.close()
+    if isinstance(engine, Sqlite):
+        assert not engine.path.exists()
+    else:
+        assert engine.tables() == set()
+
+
+def test_applied_once_with_its_row(engine: Engine) -> None:
+    database = engine.open()
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    made, data = script("01_a.sql", "CREATE TABLE a (n integer);\nINSERT INTO a VALUES (1);\n")
+    assert database.apply(made, data, fence=7, run="run-1", release="2.4.0+1") is True
+    assert database.apply(made, data, fence=7, run="run-2", release="2.4.0+1") is False
+    (row,) = database.history()
+    assert (row.script, row.checksum, row.algorithm) == ("01_a.sql", made.checksum, "sha256-bom-eol")
+    assert (row.fence, row.run, row.release) == (7, "run-1", "2.4.0+1")
+    assert before <= row.at <= datetime.now(UTC)
+    database.close()
+    database.close()
+    assert engine.query("SELECT n FROM a") == [(1,)]
+
+
+def test_rows_come_in_the_order_of_application(engine: Engine) -> None:
+    database = engine.open()
+    for name in ("b.sql", "a.sql", "c.sql"):
+        assert apply(database, name, f"CREATE TABLE {name[0]} (n integer)")
+    assert history_of(database) == ["b.sql", "a.sql", "c.sql"]
+    database.close()
+
+
+def test_byte_order_mark_and_line_ends_are_no_edit(engine: Engine) -> None:
+    database = engine.open()
+    text = "CREATE TABLE a (n text);\nINSERT INTO a VALUES ('é');\n"
+    assert apply(database, "a.sql", b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()) is True
+    assert apply(database, "a.sql", text) is False
+    assert engine.query("SELECT n FROM a") == [("é",)]
+    database.close()
+
+
+def test_edited_script_is_refused_and_not_run(engine: Engine) -> None:
+    database = engine.open()
+    apply(database, "a.sql", "CREATE TABLE a (n integer)")
+    with pytest.raises(Refused) as refused:
+        apply(database, "a.sql", "CREATE TABLE b (n integer)")
+    assert "edited" in refused.value.what
+    assert refused.value.next_commands[0].startswith("invoke migrate.accept customer=acme script=a.sql")
+    assert "b" not in engine.tables()
+    database.close()
+
+
+def test_bytes_other_than_declared_are_refused(engine: Engine) -> None:
+    database = engine.open()
+    declared, _ = script("a.sql", "CREATE TABLE a (n integer)")
+    with pytest.raises(Refused, match="checksum"):
+        database.apply(declared, b"DROP TABLE everything", fence=1, run="r", release="1+1")
+    assert database.history() == []
+    database.close()
+
+
+@pytest.mark.parametrize("sql", ["", "-- only a comment\n", " ;; /* nothing */ ;"])
+def test_script_without_a_statement_is_applied(engine: Engine, sql: str) -> None:
+    database = engine.open()
+    assert apply(database, "a.sql", sql) is True
+    assert history_of(database) == ["a.sql"]
+    database.close()
+
+
+@pytest.mark.parametrize("sql", [b"CREATE TABLE a (n text);\nINSERT INTO a VALUES ('\xe9');", b"SELECT 1;\n\0"])
+def test_what_is_not_text_fails_with_its_line(engine: Engine, sql: bytes) -> None:
+    database = engine.open()
+    with pytest.raises(Failed) as failed:
+        apply(database, "a.sql", sql)
+    assert failed.value.reasons[0].source == "a.sql:2"
+    database.close()
+
+
+# --- failing -----------------------------------------------------------------------------------------------------------
+
+
+def test_script_failing_half_way_leaves_nothing(engine: Engine) -> None:
+    database = engine.open()
+    apply(database, "00.sql", "CREATE TABLE base (n integer)")
+    sql = f"CREATE TABLE a (n integer);\n\n-- then\nINSERT INTO base VALUES (1);\n{MISSING_TABLE};\nCREATE TABLE b (n text);"
+    with pytest.raises(Failed) as failed:
+        apply(database, "01.sql", sql)
+    (reason, *_) = failed.value.reasons
+    assert reason.source == "01.sql:5"
+    assert "statement 3 (INSERT INTO nowhere VALUES (1))" in reason.text
+    assert "nowhere" in reason.text
+    assert failed.value.next_commands == ("invoke plan customer=acme env=test",)
+    assert "Nothing of this script was committed" in failed.value.state
+    assert {"a", "b"}.isdisjoint(engine.tables())
+    assert engine.query("SELECT count(*) FROM base") == [(0,)]
+    assert history_of(database) == ["00.sql"]
+    # The same connection goes on.
+    assert apply(database, "01.sql", "CREATE TABLE a (n integer)") is True
+    database.close()
+
+
+def test_syntax_error_names_its_place(engine: Engine) -> None:
+    database = engine.open()
+    with pytest.raises(Failed) as failed:
+        apply(database, "a.sql", "CREATE TABLE a (n integer);\nCREATE TABLE b (n integer);\nCREAT TABLE c;\n")
+    assert failed.value.reasons[0].source == "a.sql:3"
+    assert "statement 3 (CREAT TABLE c)" in failed.value.reasons[0].text
+    assert engine.tables() <= {"tma_migration_history", "tma_migration_fence"}
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["COMMIT;", "commit work;", "END;", "end transaction ;", "/* x */ ROLLBACK;", "COMMIT", "ABORT;"],
+    ids=lambda ending: ending.replace(" ", "-"),
+)
+def test_own_commit_is_caught_and_leaves_nothing(engine: Engine, ending: str) -> None:
+    database = engine.open()
+    after = "\nCREATE TABLE b (n integer);" if ending.endswith(";") else ""
+    with pytest.raises(Failed) as failed:
+        apply(database, "a.sql", f"CREATE TABLE a (n integer);\n{ending}{after}")
+    # SQLite knows no ABORT: a syntax error.
+    if ending != "ABORT;" or isinstance(engine, Postgres):
+        assert "ends the transaction itself" in failed.value.what
+    assert {"a", "b"}.isdisjoint(engine.tables())
+    assert database.history() == []
+    assert apply(database, "a.sql", "CREATE TABLE a (n integer)") is True
+    database.close()
+
+
+def test_a_savepoint_is_not_a_commit(engine: Engine) -> None:
+    database = engine.open()
+    sql = "CREATE TABLE a (n integer); SAVEPOINT s; INSERT INTO a VALUES (1); ROLLBACK TO SAVEPOINT s; RELEASE SAVEPOINT s;"
+    assert apply(database, "a.sql", sql) is True
+    assert engine.query("SELECT count(*) FROM a") == [(0,)]
+    database.close()
+
+
+def test_semicolons_in_strings_comments_and_bodies(engine: Engine) -> None:
+    database = engine.open()
+    body = (
+        "CREATE TRIGGER t AFTER INSERT ON a BEGIN UPDATE a SET n = 'x; COMMIT;'; END;"
+        if isinstance(engine, Sqlite)
+        else "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $body$ BEGIN PERFORM 1; COMMIT; END; $body$;"
+    )
+    sql = f"CREATE TABLE a (n text); -- ; COMMIT;\nINSERT INTO a VALUES ('a;b''; ROLLBACK;'); /* ; COMMIT; */\n{body}\n"
+    assert apply(database, "a.sql", sql) is True
+    assert engine.query("SELECT n FROM a") == [("a;b'; ROLLBACK;",)]
+    database.close()
+
+
+# --- fence and runners --------------------------------------------------------------------------------------------------
+
+
+def test_stale_fence_is_refused_and_only_rises(engine: Engine) -> None:
+    database = engine.open()
+    apply(database, "a.sql", "CREATE TABLE a (n integer)", fence=5)
+    with pytest.raises(Refused) as refused:
+        apply(database, "b.sql", "CREATE TABLE b (n integer)", fence=4)
+    assert refused.value.details == {"fence": 4, "highest": 5}
+    assert "b" not in engine.tables()
+    assert apply(database, "b.sql", "CREATE TABLE b (n integer)", fence=5) is True
+    database.close()
+
+
+def test_runner_overtaken_between_two_scripts_is_refused(engine: Engine) -> None:
+    old, new = engine.open(), engine.open()
+    apply(old, "a.sql", "CREATE TABLE a (n integer)", fence=1)
+    # A run that finds nothing to do, or whose script fails, shuts the older one out all the same.
+    apply(new, "a.sql", "CREATE TABLE a (n integer)", fence=2)
+    with pytest.raises(Refused):
+        apply(old, "b.sql", "CREATE TABLE b (n integer)", fence=1)
+    with pytest.raises(Failed):
+        apply(new, "b.sql", MISSING_TABLE, fence=3)
+    with pytest.raises(Refused):
+        apply(old, "b.sql", "CREATE TABLE b (n integer)", fence=2)
+    assert "b" not in engine.tables()
+    old.close()
+    new.close()
+
+
+def test_history_of_a_newer_format_is_not_written(engine: Engine) -> None:
+    database = engine.open()
+    apply(database, "a.sql", "CREATE TABLE a (n integer)")
+    database.close()
+    engine.query("UPDATE tma_migration_fence SET format = 2")
+    with pytest.raises(Refused, match="newer format"):
+        apply(database, "b.sql", "CREATE TABLE b (n integer)")
+    assert history_of(database) == ["a.sql"]
+    database.close()
+
+
+def test_two_runners_at_once_apply_each_script_once(engine: Engine) -> None:
+    names = [f"{number:02}.sql" for number in range(6)]
+    applied: list[str] = []
+    trouble: list[BaseException] = []
+
+    def runner(run: str) -> None:
+        database = engine.open()
+        try:
+            for name in names:
+                sql = f"CREATE TABLE t{name[:2]} (n integer); INSERT INTO t{name[:2]} VALUES (1);"
+                if apply(database, name, sql, run=run):
+                    applied.append(name)
+        except BaseException as error:
+            trouble.append(error)
+        finally:
+            database.close()
+
+    threads = [threading.Thread(target=runner, args=(f"r{number}",)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert trouble == []
+    assert sorted(applied) == names
+    assert [engine.query(f"SELECT count(*) FROM t{name[:2]}") for name in names] == [[(1,)]] * len(names)
+
+
+def test_held_database_is_locked_after_patience(engine: Engine) -> None:
+    database = engine.open(patience=0.3)
+    apply(database, "a.sql", "CREATE TABLE a (n integer)")
+    holder = engine.hold()
+    with pytest.raises(Locked):
+        apply(database, "b.sql", "CREATE TABLE b (n integer)")
+    holder.close()
+    assert apply(database, "b.sql", "CREATE TABLE b (n integer)") is True
+    database.close()
+
+
+RUNNER = """
+import json, sys
+from tests.contracts.test_databases import HOST_PATH, LocalTransport, PostgresqlDatabase, SqliteDatabase, DatabaseSettings, apply
+what = json.loads(sys.argv[1])
+transport = LocalTransport("app1", environment={"PATH": HOST_PATH})
+if what["settings"]:
+    settings = DatabaseSettings.model_validate(what["settings"])
+    database = PostgresqlDatabase(transport, settings, what["password"], backups="/nonexistent")
+else:
+    database = SqliteDatabase(transport, what["path"], backups="/nonexistent")
+print("begins", flush=True)
+apply(database, "kill.sql", what["sql"], fence=1, run="killed")
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [0.0, 0.6])
+def test_killed_runner_leaves_the_history_true(engine: Engine, after: float) -> None:
+    database = engine.open()
+    apply(database, "00.sql", "CREATE TABLE effects (n integer)")
+    sql = f"INSERT INTO effects VALUES (1); {engine.slow} INSERT INTO effects VALUES (2);"
+    what = {
+        "settings": engine.settings().model_dump() if isinstance(engine, Postgres) else None,
+        "password": SECRET,
+        "path": str(engine.path) if isinstance(engine, Sqlite) else None,
+        "sql": sql,
+    }
+    root = Path(__file__).parents[2]
+    runner = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, json.dumps(what)], cwd=root, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert runner.stdout is not None
+    with runner.stdout:
+        assert runner.stdout.readline() == b"begins\n"
+        time.sleep(after)
+        os.killpg(runner.pid, signal.SIGKILL)
+        runner.wait()
+    # Whether the killed one got through is its business; row and effect agree, and the next run completes it.
+    apply(database, "kill.sql", sql, fence=2, run="next")
+    assert history_of(database) == ["00.sql", "kill.sql"]
+    assert sorted(engine.query("SELECT n FROM effects")) == [(1,), (2,)]
+    database.close()
+
+
+class Cutting(LocalTransport):
+    """Loses the line: SQLite's answer is thrown away, before the script ran or after."""
+
+    def __init__(self, when: Sequence[str]) -> None:
+        super().__init__("app1", environment={"PATH": HOST_PATH})
+        self.when = list(when)
+
+    def run(self, script: str, arguments: Sequence[str] = (), *, stdin: Any = b"", timeout: float = 120) -> Result:
+        when = self.when.pop(0) if self.when else "never"
+        if when == "before":
+            raise LineCut("cut before")
+        result = super().run(script, arguments, stdin=stdin, timeout=timeout)
+        if when == "after":
+            raise LineCut("cut after")
+        return result
+
+
+def test_cut_line_is_settled_by_the_history(tmp_path: Path) -> None:
+    engine = Sqlite(tmp_path)
+    applied = engine.open(transport=Cutting(["after"]))
+    assert apply(applied, "a.sql", "CREATE TABLE a (n integer)") is True
+    lost = engine.open(transport=Cutting(["before"]))
+    with pytest.raises(Unreachable, match="does not list"):
+        apply(lost, "b.sql", "CREATE TABLE b (n integer)")
+    unknown = engine.open(transport=Cutting(["after", "before"]))
+    with pytest.raises(PartlyDone):
+        apply(unknown, "c.sql", "CREATE TABLE c (n integer)")
+    assert history_of(engine.open()) == ["a.sql", "c.sql"]
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("commit_first", [False, True])
+def test_connection_ended_under_way_is_settled_by_the_history(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, commit_first: bool
+) -> None:
+    """The session is ended by the server just before, and just after, the COMMIT."""
+    database = postgres.open()
+    assert isinstance(database, PostgresqlDatabase)
+    record = database._record
+
+    def cut(connection: Any, *arguments: Any) -> None:
+        record(connection, *arguments)
+        if commit_first:
+            connection.execute("COMMIT")
+        with postgres.server.superuser().connect() as other:
+            other.execute("SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
+
+    monkeypatch.setattr(database, "_record", cut)
+    if commit_first:
+        assert apply(database, "a.sql", "CREATE TABLE a (n integer)") is True
+    else:
+        with pytest.raises(Unreachable, match="does not list"):
+            apply(database, "a.sql", "CREATE TABLE a (n integer)")
+    monkeypatch.undo()
+    assert ("a" in postgres.tables()) is commit_first
+    assert apply(database, "a.sql", "CREATE TABLE a (n integer)") is not commit_first
+    database.close()
+
+
+# --- backup ------------------------------------------------------------------------------------------------------------
+
+
+def test_backup_is_proven_and_the_first_of_a_label_stays(engine: Engine) -> None:
+    database = engine.open()
+    apply(database, "a.sql", "CREATE TABLE a (n integer); INSERT INTO a VALUES (42);")
+    taken = database.backup("run-1")
+    data = Path(taken.path).read_bytes()
+    assert (hashlib.sha256(data).hexdigest(), len(data)) == (taken.sha256, taken.size)
+    assert taken.proven_by
+    assert Path(taken.path).stat().st_mode & 0o777 == 0o600
+    apply(database, "b.sql", "INSERT INTO a VALUES (43)")
+    assert database.backup("run-1") == taken
+    assert database.backup("run-2").sha256 != taken.sha256
+    assert engine.restore(taken.path, "SELECT n FROM a") == [(42,)]
+    assert sorted(path.name.split(".")[0] for path in Path(taken.path).parent.iterdir()) == ["run-1", "run-2"]
+    database.close()
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten"])
+def test_backup_that_cannot_be_read_back_is_no_backup(engine: Engine, damage: str) -> None:
+    database = engine.open()
+    apply(database, "a.sql", "CREATE TABLE a (n text)")
+    for number in range(40):
+        engine.query(f"INSERT INTO a VALUES ('{hashlib.sha512(str(number).encode()).hexdigest() * 20}')")
+    path = Path(database.backup("run-1").path)
+    data = path.read_bytes()
+    at = len(data) * 3 // 4
+    path.write_bytes(data[:at] + (b"\xff" * 4096 + data[at + 4096 :] if damage == "overwritten" else b""))
+    with pytest.raises(Failed, match="no proven backup"):
+        database.backup("run-1")
+    database.close()
+
+
+def test_backup_of_an_empty_database(engine: Engine) -> None:
+    database = engine.open()
+    assert database.backup("run-1").size >= 0
+    assert Path(database.backup("run-1").path).exists()
+    database.close()
+
+
+@pytest.mark.parametrize("label", ["../x", "a b", "", "-rf", "a\nb"])
+def test_label_that_is_no_file_name_is_refused(engine: Engine, label: str) -> None:
+    with pytest.raises(UsageError):
+        engine.open().backup(label)
+
+
+# --- not reached, not readable --------------------------------------------------------------------------------------------
+
+
+def every_call(database: Database) -> list[Callable[[], object]]:
+    return [
+        database.history,
+        lambda: apply(database, "a.sql", "CREATE TABLE a (n integer)"),
+        lambda: database.backup("run-1"),
+    ]
+
+
+def test_unreadable_database_is_an_error_of_ours(engine: Engine) -> None:
+    database = engine.unreadable()
+    for call in every_call(database):
+        with pytest.raises(PipelineError) as raised:
+            call()
+        assert raised.value.exit_code in {1, 7}
+        assert "database" in raised.value.render()
+    database.close()
+
+
+@pytest.mark.live
+def test_wrong_password_is_unreachable_and_names_no_password(postgres: Postgres) -> None:
+    with pytest.raises(Unreachable) as raised:
+        postgres.open(password="wrong-" + SECRET).history()
+    assert "password" in raised.value.render()
+    for error in (raised.value, raised.value.__cause__, raised.value.__context__):
+        assert SECRET not in repr(error) and SECRET not in str(error)
+    with pytest.raises(Failed) as failed:
+        postgres.open(password="wrong-" + SECRET).backup("run-1")
+    assert "password authentication failed" in failed.value.render()
+    assert SECRET not in failed.value.render()
+
+
+@pytest.mark.live
+def test_password_quoted_by_the_server_is_blotted_out(postgres: Postgres) -> None:
+    with pytest.raises(Failed) as failed:
+        apply(postgres.open(), "a.sql", f"DO $$ BEGIN RAISE EXCEPTION 'it is {SECRET}'; END $$")
+    assert "it is ***" in failed.value.render()
+    assert SECRET not in failed.value.render()
+
+
+@pytest.mark.live
+def test_nothing_listening_is_unreachable(postgres: Postgres) -> None:
+    with pytest.raises(Unreachable):
+        postgres.open(port=1).history()
+
+
+def test_host_without_python3_is_said(tmp_path: Path) -> None:
+    engine = Sqlite(tmp_path)
+    bare = LocalTransport("app1", environment={"PATH": str(tmp_path)})
+    with pytest.raises(Failed, match="python3 is not installed on app1"):
+        engine.open(transport=bare).history()
+
+
+# --- PostgreSQL's own -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.live
+def test_session_left_behind_by_a_script_does_not_matter(postgres: Postgres) -> None:
+    database = postgres.open()
+    assert apply(database, "a.sql", "SELECT set_config('search_path', '', false); SET lock_timeout = 0;")
+    assert apply(
+        database, "b.sql", "CREATE TEMP TABLE x (n int); CREATE TABLE b (n integer); SELECT pg_advisory_lock(1)"
+    )
+    assert apply(database, "c.sql", "CREATE TEMP TABLE x (n int); SET client_encoding = 'LATIN1'; CREATE SCHEMA s;")
+    assert apply(database, "d.sql", "SET search_path = s; CREATE TABLE b (n integer);")
+    assert postgres.query("SELECT schemaname FROM pg_tables WHERE tablename = 'b' ORDER BY 1") == [("public",), ("s",)]
+    assert history_of(database) == ["a.sql", "b.sql", "c.sql", "d.sql"]
+    database.close()
+
+
+@pytest.mark.live
+def test_end_of_a_begin_atomic_body_is_not_a_commit(postgres: Postgres) -> None:
+    database = postgres.open()
+    sql = "CREATE FUNCTION f() RETURNS int LANGUAGE sql BEGIN ATOMIC\n SELECT 1;\n SELECT 2;\nEND;\nCREATE TABLE a (n int);"
+    assert apply(database, "a.sql", sql) is True
+    assert postgres.query("SELECT f()") == [(2,)]
+    database.close()
+
+
+@pytest.mark.live
+def test_copy_from_the_client_is_refused(postgres: Postgres) -> None:
+    database = postgres.open()
+    with pytest.raises(Failed, match="COPY"):
+        apply(database, "a.sql", "CREATE TABLE a (n integer); COPY a FROM STDIN; CREATE TABLE b (n integer);")
+    assert {"a", "b"}.isdisjoint(postgres.tables())
+    assert apply(database, "a.sql", "CREATE TABLE a (n integer)") is True
+    database.close()
+
+
+@pytest.mark.live
+def test_deferred_constraint_that_fails_at_commit_fails_the_script(postgres: Postgres) -> None:
+    database = postgres.open()
+    sql = "CREATE TABLE p (n int PRIMARY KEY); CREATE TABLE c (n int REFERENCES p DEFERRABLE INITIALLY DEFERRED);"
+    apply(database, "a.sql", sql)
+    with pytest.raises(Failed) as failed:
+        apply(database, "b.sql", "INSERT INTO c VALUES (9)")
+    assert failed.value.details["code"] == "23503"
+    assert postgres.query("SELECT count(*) FROM c") == [(0,)]
+    assert history_of(database) == ["a.sql"]
+    database.close()
+
+
+@pytest.mark.live
+def test_customers_data_in_the_servers_detail_stays_out(postgres: Postgres) -> None:
+    with pytest.raises(Failed) as failed:
+        apply(
+            postgres.open(),
+            "a.sql",
+            "CREATE TABLE a (mail text);\nINSERT INTO a SELECT 'marie@example.invalid' FROM generate_series(1, 2);\n"
+            "CREATE UNIQUE INDEX u ON a (mail);",
+        )
+    assert "marie" not in failed.value.render()
+    assert failed.value.reasons[0].source == "a.sql:3"
+    assert failed.value.details["code"] == "23505"
+
+
+@pytest.mark.live
+def test_history_is_found_in_the_users_schema(postgres: Postgres) -> None:
+    name = postgres.address.user
+    postgres.query(f'CREATE SCHEMA "{name}"')
+    database = postgres.open()
+    apply(database, "a.sql", "CREATE TABLE a (n integer)")
+    database.close()
+    rows = postgres.query("SELECT DISTINCT schemaname FROM pg_tables WHERE tablename LIKE 'tma%'")
+    assert rows == [(name,)]
+    assert history_of(database) == ["a.sql"]
+    with psycopg.connect(dbname=postgres.address.name, **_superuser(postgres)) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+    database.close()
+
+
+def _superuser(postgres: Postgres) -> dict[str, Any]:
+    address = postgres.server.superuser()
+    return {"host": address.host, "port": address.port, "user": address.user, "password": address.password}
+
+
+# --- SQLite's own ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["ATTACH 'other' AS o", "DETACH main", "BEGIN"])
+def test_sqlite_script_stays_in_its_file_and_transaction(tmp_path: Path, word: str) -> None:
+    engine = Sqlite(tmp_path)
+    with pytest.raises(Failed):
+        apply(engine.open(), "a.sql", f"CREATE TABLE a (n integer); {word};")
+    assert "a" not in engine.tables()
+
+
+@pytest.mark.parametrize("statement", ["INSERT OR ROLLBACK INTO a VALUES (1)", "INSERT INTO g VALUES (1)"])
+def test_sqlite_conflict_that_rolls_back_leaves_nothing(tmp_path: Path, statement: str) -> None:
+    engine = Sqlite(tmp_path)
+    setup = (
+        "CREATE TABLE a (n integer PRIMARY KEY); INSERT INTO a VALUES (1); CREATE TABLE g (n integer);"
+        "CREATE TRIGGER t BEFORE INSERT ON g BEGIN SELECT RAISE(ROLLBACK, 'no'); END;"
+    )
+    apply(engine.open(), "a.sql", setup)
+    with pytest.raises(Failed):
+        apply(engine.open(), "b.sql", f"CREATE TABLE b (n integer); {statement}; CREATE TABLE c (n integer);")
+    assert {"b", "c"}.isdisjoint(engine.tables())
+    assert history_of(engine.open()) == ["a.sql"]
+
+
+def test_sqlite_journal_of_a_killed_writer_does_not_hide_the_history(tmp_path: Path) -> None:
+    engine = Sqlite(tmp_path)
+    apply(engine.open(), "a.sql", "CREATE TABLE a (n text)")
+    code = (
+        "import os, sqlite3, sys\nc = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute('PRAGMA cache_size = 1')\nc.execute('BEGIN')\n"
+        "c.executemany('INSERT INTO a VALUES (?)', [('x' * 3000,)] * 200)\nos.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(engine.path)], check=False)
+    assert Path(f"{engine.path}-journal").stat().st_size > 0
+    assert history_of(engine.open()) == ["a.sql"]
+    assert engine.query("SELECT count(*) FROM a") == [(0,)]
+
+
+def test_sqlite_backup_that_fails_its_integrity_check_is_no_backup(tmp_path: Path) -> None:
+    engine = Sqlite(tmp_path)
+    apply(engine.open(), "a.sql", "CREATE TABLE a (n integer); INSERT INTO a VALUES (NULL);")
+    connection = sqlite3.connect(engine.path, isolation_level=None)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("UPDATE sqlite_master SET sql = 'CREATE TABLE a (n integer NOT NULL)' WHERE name = 'a'")
+    connection.close()
+    with pytest.raises(Failed, match="integrity_check"):
+        engine.open().backup("run-1")
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+def test_sqlite_many_semicolons_in_one_text(tmp_path: Path) -> None:
+    engine = Sqlite(tmp_path)
+    rows = "\n".join(f"INSERT INTO a VALUES ({number}); -- {number};" for number in range(300))
+    assert apply(engine.open(), "a.sql", f"CREATE TABLE a (n integer);\n{rows}") is True
+    assert engine.query("SELECT count(*) FROM a") == [(300,)]
+
+
+def test_every_word_that_ends_a_transaction_is_known() -> None:
+    from pipeline.databases.statements import statements
+
+    for words, ends in itertools.chain(
+        (
+            (text, True)
+            for text in ("COMMIT", "Commit Work", "ROLLBACK", "ROLLBACK WORK", "abort", "PREPARE TRANSACTION 'x'")
+        ),
+        ((text, True) for text in ("commit prepared 'x'", "/* a /* b */ c */ COMMIT", "-- x\nROLLBACK AND CHAIN")),
+        ((text, False) for text in ("ROLLBACK TO s", "ROLLBACK WORK TO SAVEPOINT s", "END", "PREPARE p AS SELECT 1")),
+        (
+            (text, False)
+            for text in ("SELECT 'COMMIT'", "SELECT $x$;COMMIT;$x$", 'COMMENT ON TABLE "COMMIT;" IS $$a;$$')
+        ),
+    ):
+        (statement,) = statements(words + ";")
+        assert statement.ends_transaction is ends, words

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.content import (
+    canonical,
+    content_hash,
+    files_digest,
+    playbook_digest,
+    script_checksum,
+    sections_digest,
+    settings_digest,
+    unfit,
+)
+from pipeline.errors import Refused
+from pipeline.model import Manifest, TreeFile
+
+DOCS = Path(__file__).parents[1] / "docs" / "content-hash.md"
+FILES = {
+    "Résumé.txt": ("100644", b""),
+    "bin/current": ("120000", b"start"),
+    "bin/start": ("100755", b"#!/bin/sh\nexec app\n"),
+    "migrations/0001_first.sql": ("100644", b"CREATE TABLE a (b text);\n"),
+}
+
+
+def file(path: str, mode: str = "100644", data: bytes = b"") -> TreeFile:
+    sha256 = hashlib.sha256(data).hexdigest()
+    return TreeFile.model_validate({"path": path, "mode": mode, "blob": "0" * 40, "sha256": sha256, "size": len(data)})
+
+
+def vector() -> tuple[list[TreeFile], dict[str, object], dict[str, str]]:
+    """The files, the playbook and the digests that the documentation states."""
+    text = DOCS.read_text()
+    found = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert found
+    digests = dict(re.findall(r"^\| (files|playbook|content) \| `([0-9a-f]{64})` \|$", text, re.MULTILINE))
+    return [file(path, *rest) for path, rest in FILES.items()], yaml.safe_load(found[1]), digests
+
+
+def test_the_documented_vector_holds() -> None:
+    files, playbook, digests = vector()
+    assert files_digest(files) == digests["files"]
+    assert playbook_digest(playbook) == digests["playbook"]
+    assert content_hash(Manifest(tree="0" * 40, files=tuple(files)), playbook) == digests["content"]
+    for one in files:
+        assert f"| {one.mode} | `{one.path}` |" in DOCS.read_text()
+        assert one.sha256 in DOCS.read_text()
+    assert canonical(playbook).decode() in DOCS.read_text()
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not installed")
+def test_the_documented_shell_commands_give_the_same(tmp_path: Path) -> None:
+    _, playbook, digests = vector()
+    for path, (mode, data) in FILES.items():
+        target = tmp_path / "tree" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if mode == "120000":
+            target.symlink_to(data.decode())
+        else:
+            target.write_bytes(data)
+            target.chmod(0o755 if mode == "100755" else 0o644)
+    (tmp_path / "playbook.json").write_bytes(canonical(playbook) + b"\n")
+    found = re.search(r"```sh\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert found
+    environment = {"FILES": digests["files"], "PLAYBOOK": digests["playbook"], "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        ["sh", "-eu"],
+        input=found[1],
+        cwd=tmp_path / "tree",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        digests[k] for k in ("files", "playbook", "content")
+    ]
+
+
+def test_the_order_in_which_files_come_does_not_count_but_all_else_does() -> None:
+    files, _, digests = vector()
+    assert files_digest(reversed(files)) == digests["files"]
+    variants = [
+        files[1:],
+        [*files, file("new")],
+        [file("resume.txt"), *files[1:]],
+        [files[0], file("bin/current", "100644", b"start"), *files[2:]],
+        [*files[:3], file("migrations/0001_first.sql", "100644", b"CREATE TABLE a (b text); \n")],
+    ]
+    assert len({files_digest(variant) for variant in variants} | {digests["files"]}) == len(variants) + 1
+
+
+def test_paths_sort_by_their_bytes_not_by_their_characters() -> None:
+    # U+FF21 sorts after U+1F600 in UTF-16, before it in UTF-8; "a-b" before "a/b" in both.
+    files = [file("a/b"), file("a-b"), file("\U0001f600"), file("\uff21")]
+    expected = hashlib.sha256()
+    for path in sorted((one.path for one in files), key=str.encode):
+        expected.update(b"100644\0" + files[0].sha256.encode() + b"\0" + path.encode() + b"\0")
+    assert files_digest(files) == expected.hexdigest()
+
+
+def test_a_path_given_twice_is_refused() -> None:
+    with pytest.raises(Refused):
+        files_digest([file("a"), file("a", data=b"x")])
+
+
+def test_a_section_more_changes_the_hash_and_the_order_does_not() -> None:
+    one = sections_digest({"files": "a" * 64, "playbook": "b" * 64})
+    assert one == sections_digest({"playbook": "b" * 64, "files": "a" * 64})
+    assert one != sections_digest({"files": "a" * 64, "playbook": "b" * 64, "packages": "c" * 64})
+    assert one != sections_digest({"files": "b" * 64, "playbook": "a" * 64})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(max_size=5), st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=5) | st.booleans()))
+def test_the_order_of_keys_does_not_count(value: dict[str, object]) -> None:
+    assert settings_digest(value) == settings_digest(dict(reversed(value.items())))
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, float("nan"), {1: "a"}, {"a": {1, 2}}, {"a": "\ud800"}])
+def test_what_has_no_canonical_form_is_refused(value: object) -> None:
+    with pytest.raises(Refused):
+        canonical(value)
+
+
+def test_tuples_and_lists_are_one() -> None:
+    assert canonical({"a": (1, "b")}) == canonical({"a": [1, "b"]}) == b'{"a":[1,"b"]}'
+
+
+@pytest.mark.parametrize(
+    "data", [b"a\nb\n", b"a\r\nb\r\n", b"a\rb\r", b"\xef\xbb\xbfa\nb\n", b"\xef\xbb\xbfa\r\nb\n"], ids=repr
+)
+def test_a_script_checksum_ignores_bom_and_line_ends(data: bytes) -> None:
+    assert script_checksum(data) == hashlib.sha256(b"a\nb\n").hexdigest()
+
+
+@pytest.mark.parametrize(
+    "data", [b"a\nb", b"a\n\nb\n", b"a\n b\n", b"a\n\rb\n", b"\xef\xbb\xbf\xef\xbb\xbfa\nb\n"], ids=repr
+)
+def test_a_script_checksum_ignores_nothing_else(data: bytes) -> None:
+    assert script_checksum(data) != script_checksum(b"a\nb\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "target", "word"),
+    [
+        ("a/b c.txt", "100644", None, None),
+        ("é/x+y", "100755", None, None),
+        ("a/b/link", "120000", b"../../c/./d", None),
+        ("link", "120000", b"a/../b", None),
+        ("sub", "160000", None, "submodule"),
+        ("a", "100664", None, "mode"),
+        ("a\nb", "100644", None, "control"),
+        ("a\x7f", "100644", None, "control"),
+        ("a\\b", "100644", None, "backslash"),
+        ("/etc/passwd", "100644", None, "absolute"),
+        ("a/../b", "100644", None, "leaves"),
+        ("a//b", "100644", None, "absolute"),
+        ("x/.GIT/config", "100644", None, "Git's own"),
+        ("a\udcff", "100644", None, "UTF-8"),
+        ("é" * 128, "100644", None, "too long"),
+        ("link", "120000", b"/etc/passwd", "not a relative path"),
+        ("link", "120000", b"..", "outside"),
+        ("a/link", "120000", b"../../x", "outside"),
+        ("a/link", "120000", b"../../a/x", "outside"),
+        ("link", "120000", b"", "not a relative path"),
+        ("link", "120000", b"a\nb", "not a relative path"),
+        ("link", "120000", b"\xff", "UTF-8"),
+    ],
+)
+def test_what_a_release_can_hold(path: str, mode: str, target: bytes | None, word: str | None) -> None:
+    why = unfit(path, mode, target)
+    assert why is None if word is None else why is not None and word in why
