@@ -17,77 +17,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.errors import ConfigurationError, Reason
 from pipeline.model import Customer, Environment, Host, Key, Noun, Script
+from pipeline.operations import Backup, Command, Http, Migrate, Operation, Probe, Render, Switch, Upload
 
-# --- operations: what the runner can do ------------------------------------------------------------------------------
-
-
-class Backup(Noun):
-    """Back up the environment's database on the host, and prove that it can be read back."""
-
-    operation: Literal["backup"] = "backup"
-
-
-class Upload(Noun):
-    """Put the release beside the old one and verify every file there."""
-
-    operation: Literal["upload"] = "upload"
-
-
-class Render(Noun):
-    """Render templates of the release into ``shared/``: template's path → file below ``shared/``."""
-
-    operation: Literal["render"] = "render"
-    templates: dict[str, str]
-
-
-class Migrate(Noun):
-    """Apply these migrations, in order."""
-
-    operation: Literal["migrate"] = "migrate"
-    scripts: tuple[str, ...]
-
-
-class Switch(Noun):
-    """Make ``current`` point to the release, atomically."""
-
-    operation: Literal["switch"] = "switch"
-
-
-class Command(Noun):
-    """Run a program on the host; ``serving`` ones stop or start the application.
-
-    ``folder``: in ``current`` as it then is, or in the folder of the plan's own release, switched to or not.
-    """
-
-    operation: Literal["command"] = "command"
-    argv: tuple[str, ...]
-    undo: tuple[str, ...] = ()
-    serving: Literal["stop", "start", "restart"] | None = None
-    folder: Literal["current", "release"] = "current"
-    seconds: int = 120
-
-
-class Http(Noun):
-    """Ask the application, as seen from the host, until it answers as expected or ``within`` seconds are over."""
-
-    operation: Literal["http"] = "http"
-    url: str
-    status: int = 200
-    contains: str | None = None
-    within: int = 30
-
-
-class Probe(Noun):
-    """Run a program on the host until it ends with 0 or ``within`` seconds are over."""
-
-    operation: Literal["probe"] = "probe"
-    argv: tuple[str, ...]
-    within: int = 30
-
-
-Operation = Annotated[
-    Backup | Upload | Render | Migrate | Switch | Command | Http | Probe, Field(discriminator="operation")
-]
+# --- the plan's parts -------------------------------------------------------------------------------------------------
 
 
 class Action(Noun):

@@ -21,20 +21,8 @@ from pipeline.errors import Failed, PartlyDone, PipelineError, Reason, Unreachab
 from pipeline.host import Host
 from pipeline.host_journal import JournalEntry
 from pipeline.model import Manifest, Outcome, Script
-from pipeline.playbook import (
-    Action,
-    Backup,
-    Command,
-    Http,
-    Migrate,
-    Operation,
-    Plan,
-    Probe,
-    Render,
-    Switch,
-    Upload,
-    way_back,
-)
+from pipeline.operations import Backup, Command, Http, Migrate, Operation, Probe, Render, Switch, Upload
+from pipeline.playbook import Action, Plan, way_back
 from pipeline.transports import LineCut, Result
 
 

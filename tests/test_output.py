@@ -121,7 +121,7 @@ import sys
 from types import SimpleNamespace as Simple
 from pipeline.command_line.output import Output
 from pipeline.command_line.verb import Command, verb
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError
 from typing import Annotated
 from pipeline.command_line.words import Option
 
@@ -132,9 +132,11 @@ def promote(command, customer: Annotated[str, Option("the customer")]):
 command = Command(promote, {}, Output(), {"yes": "--yes" in sys.argv, "dry_run": "--dry-run" in sys.argv})
 command._session = Simple(workspace=Simple(customer=lambda key: Simple(customer=Simple(name="Acme SAS"))))
 try:
-    command.ask_before(sys.argv[1], "acme")
+    refusals = [{"text": "frozen", "source": None, "rule": None}] if "refused" in sys.argv else []
+    plan = Simple(lines=lambda: ["the plan"], model_dump=lambda mode: {"refusals": refusals})
+    command.ask_before(sys.argv[1], "acme", lambda: plan)
     print("went on", command.acting)
-except UsageError as error:
+except PipelineError as error:
     print(error.render())
 """
 
@@ -148,6 +150,7 @@ except UsageError as error:
         (["production"], "yes\n", "the name typed is not acme"),
         (["production"], "\n", "the name typed is not acme"),
         (["production"], "\x04", "Nothing was changed."),
+        (["production", "refused"], None, "promote cannot change production of acme."),
         (["production", "--yes"], None, "went on True"),
         (["production", "--dry-run"], None, "went on False"),
         (["test"], None, "went on True"),
@@ -156,6 +159,7 @@ except UsageError as error:
 def test_production_asks_to_retype_the_name(arguments: list[str], typed: str | None, expected: str) -> None:
     child = pexpect.spawn(sys.executable, ["-c", QUESTION, *arguments], encoding="utf-8", timeout=20, cwd=str(PROJECT))
     if typed is not None:
+        child.expect("the plan")
         child.expect("Type the customer's name to go on:")
         child.send(typed)
     child.expect_exact(expected)

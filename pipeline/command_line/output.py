@@ -109,9 +109,14 @@ class Output:
         except (OSError, ValueError):
             _silence(stream)
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a terminal to ask on."""
+        return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
+
     def ask(self, question: str) -> str | None:
         """The line that a person types in answer; None without a terminal, or when it ends without an answer."""
-        if not (_is_terminal(sys.stdin) and _is_terminal(sys.stderr)):
+        if not self.can_ask:
             return None
         sys.stderr.write(plain(question) + " ")
         sys.stderr.flush()

@@ -27,7 +27,16 @@ from invoke.tasks import Task
 from pipeline.command_line.bug_report import report
 from pipeline.command_line.output import Answer, Output
 from pipeline.command_line.words import GUARD, Option, TaskWords, refuse
-from pipeline.errors import NOTHING_CHANGED, ConfigurationError, Failed, Interrupted, PipelineError, UsageError
+from pipeline.errors import (
+    NOTHING_CHANGED,
+    ConfigurationError,
+    Failed,
+    Interrupted,
+    PipelineError,
+    Reason,
+    Refused,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from pipeline.workflow import Session
@@ -102,16 +111,29 @@ class Command:
         """``text`` without the secrets that the session has resolved."""
         return text if self._session is None else self._session.conceal(text)
 
-    def ask_before(self, environment: str, customer: str) -> None:
+    def ask_before(self, environment: str, customer: str, rehearse: Callable[[], Answer]) -> None:
         """Has the customer's name retyped before its production is changed; UsageError (exit 2) unless it is.
 
-        Nothing is asked in other environments, with ``--dry-run`` and with ``--yes``. The customer is looked up first:
-        nobody should retype a name that does not exist.
+        Nothing is asked in other environments, with ``--dry-run`` and with ``--yes``. The customer is looked up first,
+        and ``rehearse`` gives the plan, which is shown before the question: nobody should retype a name that does not
+        exist, or for what is refused anyway. Everything is looked at once more afterwards: an answer may take an hour.
         """
         name = self.session.workspace.customer(customer).customer.name
         if environment == "production" and not self.dry_run and not self.yes:
+            if self.output.can_ask:
+                self._show(rehearse(), customer)
             self._ask(customer, name)
         self.acting = not self.dry_run
+
+    def _show(self, planned: Answer, customer: str) -> None:
+        self.output.say("\n".join(planned.lines()))
+        refusals = planned.model_dump(mode="json").get("refusals", ())
+        if refusals:
+            raise Refused(
+                f"{self.verb.name} cannot change production of {customer}.",
+                reasons=[Reason(refusal["text"], refusal["source"], refusal["rule"]) for refusal in refusals],
+                next_commands=[f"invoke status customer={customer}"],
+            )
 
     def _ask(self, customer: str, name: str) -> None:
         answer = self.output.ask(

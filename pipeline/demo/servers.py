@@ -145,7 +145,11 @@ def _start_sshd(folder: Path, hosts: list[DemoHost]) -> str | None:
     if sshd_program() is None:
         return "no OpenSSH server is installed (apt-get install openssh-server)"
     demo = folder / FOLDER
-    sshd = ThrowawaySshd(demo / "sshd")
+    # As on a plain host: no start-up files of this person's shell, the system's programs before their own.
+    home = demo / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(["/usr/local/bin", "/usr/bin", "/bin", os.environ.get("PATH", os.defpath)])
+    sshd = ThrowawaySshd(demo / "sshd", environment={"HOME": str(home), "PATH": path})
     try:
         sshd.start()
     except Failed as error:

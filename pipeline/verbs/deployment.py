@@ -52,8 +52,11 @@ def promote(command: Command, customer: Customer, release: ReleaseName = None) -
     """
     from pipeline.workflow import deployments
 
-    command.ask_before("production", customer)
-    return deployments.promote(command.session, customer=customer, release=release, dry_run=command.dry_run)
+    def run(*, dry_run: bool) -> Answer:
+        return deployments.promote(command.session, customer=customer, release=release, dry_run=dry_run)
+
+    command.ask_before("production", customer, lambda: run(dry_run=True))
+    return run(dry_run=command.dry_run)
 
 
 @verb("Go to production", "rollback", asks=True)
@@ -64,10 +67,13 @@ def rollback(command: Command, customer: Customer, env: NeededEnvironment, ticke
     """
     from pipeline.workflow import deployments
 
-    command.ask_before(env, customer)
-    return deployments.rollback(
-        command.session, customer=customer, environment=env, tickets=ticket, dry_run=command.dry_run
-    )
+    def run(*, dry_run: bool) -> Answer:
+        return deployments.rollback(
+            command.session, customer=customer, environment=env, tickets=ticket, dry_run=dry_run
+        )
+
+    command.ask_before(env, customer, lambda: run(dry_run=True))
+    return run(dry_run=command.dry_run)
 
 
 @verb("Upkeep", "lock.release")

@@ -10,7 +10,6 @@ from pipeline.model import Draft
 from pipeline.state import ReleaseState, State
 from pipeline.versions import order, split_release
 from pipeline.workflow import gathering
-from pipeline.workflow.deployments import known_environment
 from pipeline.workflow.products import source_url
 from pipeline.workflow.session import Dossier, Result, Session
 
@@ -161,7 +160,7 @@ def make_patch(
     _need_tickets(dossier, state, tickets)
     if (commit is None) == (file is None):
         raise UsageError("a patch comes either as commit= or as file=")
-    base = known_environment(dossier, state, environment)
+    base = dossier.installed(environment, state)
     diff = _bytes_of(session, file) if file is not None else None
     if commit is not None:
         _bring(session, dossier, commit)
@@ -169,7 +168,7 @@ def make_patch(
     made: list[ReleaseMade] = []
 
     def decide(state: State) -> list[Draft]:
-        now = known_environment(dossier, state, environment)
+        now = dossier.installed(environment, state)
         if now.release != base.release:
             raise Refused(
                 f"{environment} of {customer} has been given {now.release} meanwhile",

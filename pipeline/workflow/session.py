@@ -19,7 +19,7 @@ from pipeline.ledger import Ledger
 from pipeline.model import Customer, Environment, Noun, Person, TicketRef
 from pipeline.repository import Repository
 from pipeline.settings import LoadedCustomer, LoadedPlaybook, Workspace, load_workspace
-from pipeline.state import ReleaseState, State
+from pipeline.state import Deployed, ReleaseState, State
 from pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -220,6 +220,17 @@ class Dossier:
             raise NotKnown(
                 f"{self.key} has no release {name!r}{did_you_mean(name, state.releases)}",
                 reasons=[Reason(f"releases are {', '.join(state.releases) or 'none'}")],
+            )
+        return found
+
+    def installed(self, environment: str, state: State) -> Deployed:
+        """What is installed on an environment; NotKnown when nothing is."""
+        found = state.environment(environment).installed
+        if found is None:
+            verb = "promote" if environment == "production" else "deploy"
+            raise NotKnown(
+                f"nothing is installed on {environment} of {self.key}",
+                next_commands=[f"invoke {verb} customer={self.key}"],
             )
         return found
 

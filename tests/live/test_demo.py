@@ -228,6 +228,7 @@ def test_the_commands_named_at_the_end_work(demo: Demo) -> None:
 def test_a_port_that_is_taken_is_named_and_nothing_is_thrown_away(demo: Demo) -> None:
     assert demo.verb("demo.stop").returncode == 0
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", int(demo.ports["28483"])))
         other.listen()
         refused = demo.verb("demo.run")

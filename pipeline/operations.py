@@ -1,0 +1,82 @@
+"""What the runner can do on a host: the operations that actions are made of. Pure data.
+
+A step kind of :mod:`pipeline.playbook` is made of these; a new operation is one class here and one function in
+:mod:`pipeline.runner`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.model import Noun
+
+
+class Backup(Noun):
+    """Back up the environment's database on the host, and prove that it can be read back."""
+
+    operation: Literal["backup"] = "backup"
+
+
+class Upload(Noun):
+    """Put the release beside the old one and verify every file there."""
+
+    operation: Literal["upload"] = "upload"
+
+
+class Render(Noun):
+    """Render templates of the release into ``shared/``: template's path → file below ``shared/``."""
+
+    operation: Literal["render"] = "render"
+    templates: dict[str, str]
+
+
+class Migrate(Noun):
+    """Apply these migrations, in order."""
+
+    operation: Literal["migrate"] = "migrate"
+    scripts: tuple[str, ...]
+
+
+class Switch(Noun):
+    """Make ``current`` point to the release, atomically."""
+
+    operation: Literal["switch"] = "switch"
+
+
+class Command(Noun):
+    """Run a program on the host; ``serving`` ones stop or start the application.
+
+    ``folder``: in ``current`` as it then is, or in the folder of the plan's own release, switched to or not.
+    """
+
+    operation: Literal["command"] = "command"
+    argv: tuple[str, ...]
+    undo: tuple[str, ...] = ()
+    serving: Literal["stop", "start", "restart"] | None = None
+    folder: Literal["current", "release"] = "current"
+    seconds: int = 120
+
+
+class Http(Noun):
+    """Ask the application, as seen from the host, until it answers as expected or ``within`` seconds are over."""
+
+    operation: Literal["http"] = "http"
+    url: str
+    status: int = 200
+    contains: str | None = None
+    within: int = 30
+
+
+class Probe(Noun):
+    """Run a program on the host until it ends with 0 or ``within`` seconds are over."""
+
+    operation: Literal["probe"] = "probe"
+    argv: tuple[str, ...]
+    within: int = 30
+
+
+Operation = Annotated[
+    Backup | Upload | Render | Migrate | Switch | Command | Http | Probe, Field(discriminator="operation")
+]

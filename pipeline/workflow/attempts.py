@@ -1,0 +1,414 @@
+"""One attempt at a deployment: announced, carried out, recorded.
+
+An attempt is recorded before the first host is touched, and its outcome after the last. Between the two it is *open*: a
+run that was interrupted is adopted by the next run of the same command, under the same run id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from pipeline import runner
+from pipeline.errors import Failed, Interrupted, Locked, PartlyDone, PipelineError, Reason, Refused, Unreachable
+from pipeline.host import Host
+from pipeline.lease import hold
+from pipeline.migrations import select
+from pipeline.model import Draft, RefMove
+from pipeline.state import State
+from pipeline.transports import LineCut
+from pipeline.workflow.gathering import Case, history_of
+from pipeline.workflow.plans import command, resume_commands
+from pipeline.workflow.session import Result, end_of_day
+
+
+class DeploymentResult(Result):
+    """One finished deployment, or (``changed: false``) what is installed already."""
+
+    customer: str
+    environment: str
+    release: str
+    installed_before: str | None
+    deployment: str | None
+    content: str
+    tickets: tuple[str, ...]
+    migrations: tuple[str, ...] = ()
+    checks: tuple[dict[str, Any], ...] = ()
+    record: str | None = None
+    sign_off_requested: bool = False
+
+    def lines(self) -> list[str]:
+        lines = [self.what, f"  content {self.content}"]
+        if self.deployment:
+            lines.append(f"  deployment {self.deployment}, tickets {', '.join(self.tickets)}, record {self.record}")
+        if self.migrations:
+            lines.append(f"  migrations applied: {', '.join(self.migrations)}")
+        lines += [f"  {check['title']} on {check['host']}: {check['outcome']}" for check in self.checks]
+        return lines
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt, announced in the ledger: ``fence`` is the number of its record, so that it only rises."""
+
+    run: str
+    deployment: str
+    record: str
+    record_sha256: str
+    fence: int
+
+
+def carry_out(case: Case) -> DeploymentResult:
+    """Refuses, or does it: under the environment's lease, between the record of the attempt and that of its outcome."""
+    session, key = case.dossier.session, case.environment.key
+    if case.refusals:
+        raise _refused(case)
+    files = _rendered(case)
+    running = case.state.environment(key).running
+    run = running.run if running is not None and case.resumes else session.new_run()
+    with hold(
+        case.dossier.repository,
+        case.customer,
+        key,
+        run=run,
+        actor=session.signer.key,
+        at=session.now(),
+        purpose=case.purpose,
+        work=session.work,
+        release=case.release.name,
+    ):
+        attempt = _announce(case, run)
+        session.progress(
+            f"deployment {attempt.deployment} ({case.purpose}) of {case.release.name} on {key} of {case.customer}"
+            + (" is resumed" if case.resumes else "")
+        )
+        ground = _ground(case, attempt, files)
+        try:
+            report = runner.run(case.plan, ground, case.before, past_return=_past_return(case, run))
+            applied = _applied_in(case, run)
+        except (KeyboardInterrupt, SystemExit):
+            raise Interrupted(
+                f"deployment {attempt.deployment} of {case.release.name} on {key} of {case.customer} was interrupted",
+                state="It is open: what was done stays, nothing was guessed. The same command resumes it.",
+                next_commands=[command(case)],
+            ) from None
+        except (LineCut, Unreachable) as error:
+            raise PartlyDone(
+                f"deployment {attempt.deployment} of {case.release.name} on {key} of {case.customer}: outcome unknown",
+                reasons=[Reason(error.what if isinstance(error, PipelineError) else str(error))],
+                state="It is open: what was done stays, nothing was guessed. The same command resumes it.",
+                next_commands=[command(case)],
+            ) from error
+        if report.outcome == "unknown":
+            raise _past_the_point(case, attempt, report)
+        return _record_outcome(case, attempt, report, applied)
+
+
+def _refused(case: Case) -> PipelineError:
+    key = case.environment.key
+    running = case.state.environment(key).running
+    rule_names = {reason.rule for reason in case.refusals}
+    next_commands: list[str] = []
+    if "nobody_else_is_deploying" in rule_names:
+        next_commands += resume_commands(case.customer, key, running)
+        next_commands.append(f"invoke lock.release customer={case.customer} env={key} reason=…")
+    if {"signed_off", "test_still_holds_it"} & rule_names:
+        sign_off = case.state.sign_off
+        if sign_off is not None and sign_off.status == "open" and sign_off.release == case.release.name:
+            next_commands.append(f"invoke signoff.page customer={case.customer}")
+        else:
+            next_commands.append(f"invoke deploy customer={case.customer} release={case.release.name}")
+    if case.facts.edited:
+        script = case.facts.edited[0]
+        next_commands.append(f"invoke migrate.accept customer={case.customer} script={script} env={key} reason=…")
+    return Refused(
+        f"release {case.release.name} cannot go to {key} of {case.customer}.",
+        reasons=case.refusals,
+        next_commands=next_commands or [f"invoke plan customer={case.customer} env={key}"],
+    )
+
+
+def _rendered(case: Case) -> dict[tuple[str, str], bytes]:
+    """Every configuration file for every host, filled in before anything is announced."""
+    rendered: dict[tuple[str, str], bytes] = {}
+    for action in case.plan.actions:
+        if action.what.operation == "render":
+            for template in action.what.templates:
+                rendered[action.host, template] = case.render(action.host, template)
+    return rendered
+
+
+def _announce(case: Case, run: str) -> Attempt:
+    session, key = case.dossier.session, case.environment.key
+    started: dict[str, Any] = {}
+
+    def decide(state: State) -> list[Draft]:
+        here = state.environment(key)
+        if here.running is not None and here.running.run != run:
+            raise Locked(
+                f"deployment {here.running.deployment} on {key} of {case.customer} has begun meanwhile",
+                reasons=[
+                    Reason(
+                        f"{here.running.purpose} of {here.running.release} by {here.running.by}", here.running.record
+                    )
+                ],
+                next_commands=[f"invoke status customer={case.customer}"],
+            )
+        if state.environment(key).installed != case.state.environment(key).installed or (
+            state.sign_offs != case.state.sign_offs or state.patches != case.state.patches
+        ):
+            raise Refused(
+                f"something changed for {case.customer} while this was being decided",
+                reasons=[Reason(f"records {case.state.number + 1} to {state.number} were written meanwhile")],
+                next_commands=[f"invoke plan customer={case.customer} env={key}"],
+            )
+        deployment = here.running.deployment if here.running else f"{state.deployments + 1:04d}"
+        started["deployment"] = deployment
+        # Each attempt of the same run is announced, and raises the fence.
+        attempt = state.number + 1
+        return [
+            Draft(
+                id=f"{run}-deployment-started-{attempt}",
+                run=run,
+                kind="deployment-started",
+                at=session.now(),
+                product=case.dossier.customer.product,
+                environment=key,
+                release=case.release.name,
+                content=case.content,
+                tickets=case.dossier.tickets(case.tickets),
+                configuration=case.dossier.configuration(key),
+                texts={"people": case.dossier.people_used(session.actor.key)},
+                details={
+                    "deployment": deployment,
+                    "purpose": case.purpose,
+                    "from": case.plan.installed,
+                    "version": case.release.version,
+                    "resumed": here.running is not None,
+                },
+            )
+        ]
+
+    [record] = case.dossier.ledger.append(session.signer, decide)
+    digest = case.dossier.ledger.record_sha256(record.id)
+    assert digest is not None
+    return Attempt(run, started["deployment"], record.id, digest, record.number)
+
+
+def _ground(case: Case, attempt: Attempt, files: Mapping[tuple[str, str], bytes]) -> runner.Ground:
+    session = case.dossier.session
+    return runner.Ground(
+        hosts=case.hosts,
+        database=case.database,
+        manifest=case.manifest,
+        read=case.dossier.repository.read_stream,
+        render=lambda host, template: files[host, template],
+        scripts=case.scripts,
+        run=attempt.run,
+        fence=attempt.fence,
+        customer=case.customer,
+        environment=case.environment.key,
+        content=case.content,
+        record=attempt.record,
+        record_sha256=attempt.record_sha256,
+        progress=session.progress,
+        conceal=session.conceal,
+        clock=session.now,
+    )
+
+
+def _past_return(case: Case, run: str) -> bool:
+    """Whether an earlier attempt of this run has already applied a migration that comes after the switch."""
+    applied = {row.script for row in case.history if row.run == run}
+    kinds = [step.kind for step in case.playbook.steps]
+    return any(
+        script.id in applied
+        for step in case.playbook.steps[kinds.index("switch") :]
+        if step.kind == "migrate"
+        for script in select([script for script, _ in case.scripts.values()], step.only, step.except_)
+    )
+
+
+def _applied_in(case: Case, run: str) -> list[str]:
+    """The migrations that this run applied in any of its attempts, as the database itself says."""
+    if case.purpose == "rollback":
+        return []
+    first: Host = case.hosts[case.environment.hosts[0].name]
+    rows = history_of(case.dossier, case.environment, first, case.playbook)
+    return [row.script for row in rows if row.run == run]
+
+
+def _past_the_point(case: Case, attempt: Attempt, report: runner.Report) -> PipelineError:
+    assert report.error is not None
+    return PartlyDone(
+        f"deployment {attempt.deployment} of {case.release.name} on {case.environment.key} of {case.customer} "
+        "failed after the point of no return",
+        reasons=[Reason(report.error.what), *report.error.reasons],
+        state=f"{case.release.name} serves; {', '.join(report.scripts) or 'an earlier migration'} is applied and the old "
+        "code may not run on it. The deployment is open: mend the cause, then the same command resumes it.",
+        next_commands=[command(case)],
+    )
+
+
+def _record_outcome(case: Case, attempt: Attempt, report: runner.Report, applied: list[str]) -> DeploymentResult:
+    dossier, session, key = case.dossier, case.dossier.session, case.environment.key
+    ok = report.outcome == "ok"
+    finished_id = f"{attempt.run}-deployment-finished-1"
+    asks = ok and key == "test" and case.purpose != "rollback"
+    customer = dossier.customer
+    due = end_of_day(
+        session.now().astimezone(ZoneInfo(customer.time_zone)).date() + timedelta(days=customer.sign_off_days), customer
+    )
+
+    def decide(state: State) -> list[Draft]:
+        common: dict[str, Any] = {
+            "run": attempt.run,
+            "at": session.now(),
+            "product": customer.product,
+            "environment": key,
+            "release": case.release.name,
+            "content": case.content,
+            "tickets": dossier.tickets(case.tickets),
+        }
+        details: dict[str, Any] = {
+            "deployment": attempt.deployment,
+            "purpose": case.purpose,
+            "started": attempt.record,
+            "from": case.plan.installed,
+            "version": case.release.version,
+            "patches": list(case.release.patches),
+            "settings": case.settings,
+            "scripts": applied,
+            "checks": report.checks,
+            "backups": report.backups,
+            "hosts": sorted(case.hosts),
+        }
+        texts: dict[str, str | bytes] = {"people": dossier.people_used(session.actor.key)}
+        moves: tuple[RefMove, ...] = ()
+        if ok:
+            move = dossier.installation.deployed(
+                key,
+                case.release.commit,
+                dossier.repository.ref(dossier.installation.env_ref(key)),
+                title=f"{case.purpose} {case.release.name} on {key} (deployment {attempt.deployment})",
+                author=session.signer.key,
+                at=session.now(),
+                trailers={
+                    "Record-Id": finished_id,
+                    "Environment": key,
+                    "Release": case.release.name,
+                    "Product-Version": case.release.version,
+                    "Ticket": ", ".join(case.tickets),
+                    "Content-SHA256": case.content,
+                },
+            )
+            moves = (move,)
+        else:
+            assert report.error is not None
+            assert report.failed is not None
+            details |= {
+                "failed_action": report.failed.title,
+                "failed_host": report.failed.host,
+                "back_to": case.plan.installed,
+                "quarantined": report.trouble is not None,
+            }
+            texts["error"] = session.conceal(report.error.render())
+            if report.trouble is not None:
+                texts["trouble"] = session.conceal(report.trouble.render())
+        drafts = [
+            Draft(
+                id=finished_id,
+                kind="deployment-finished",
+                outcome=report.outcome,
+                moves=moves,
+                texts=texts,
+                details=details,
+                configuration=dossier.configuration(key),
+                **common,
+            )
+        ]
+        if asks:
+            drafts.append(
+                Draft(
+                    id=f"{attempt.run}-sign-off-requested-1",
+                    kind="sign-off-requested",
+                    texts={"people": dossier.people_used(session.actor.key, *customer.approvers)},
+                    details={
+                        "settings": case.settings,
+                        "deployment": attempt.deployment,
+                        "due": f"{due:%Y-%m-%dT%H:%M:%SZ}",
+                        "approvers": list(customer.approvers),
+                        "version": case.release.version,
+                        "accepted_edits": [edit.applied.script for edit in case.comparison.accepted],
+                        "scripts": [s.id for s, _ in case.scripts.values()],
+                        "differences": [difference.model_dump() for difference in case.differences],
+                    },
+                    configuration=dossier.configuration(
+                        *(k for k in ("test", "production") if k in dossier.loaded.environments)
+                    ),
+                    **common,
+                )
+            )
+        return drafts
+
+    dossier.ledger.append(session.signer, decide)
+    if not ok:
+        raise _brought_back(case, attempt, report, finished_id)
+    verb = {"deploy": "holds", "promote": "runs", "rollback": "is back on"}[case.purpose]
+    after: tuple[str, ...]
+    if asks:
+        after = (f"invoke signoff.page customer={case.customer}",)
+    elif case.purpose == "promote":
+        after = (f"invoke status customer={case.customer}", f"invoke history customer={case.customer}")
+    else:
+        after = (f"invoke status customer={case.customer}",)
+    return DeploymentResult(
+        changed=True,
+        what=f"{key} of {case.customer} {verb} {case.release.name} (before: {case.plan.installed or 'nothing'})",
+        customer=case.customer,
+        environment=key,
+        release=case.release.name,
+        installed_before=case.plan.installed,
+        deployment=attempt.deployment,
+        content=case.content,
+        tickets=case.tickets,
+        migrations=tuple(applied),
+        checks=tuple(report.checks),
+        record=finished_id,
+        sign_off_requested=asks,
+        next_commands=after,
+    )
+
+
+def _brought_back(case: Case, attempt: Attempt, report: runner.Report, record: str) -> PipelineError:
+    assert report.error is not None
+    assert report.failed is not None
+    key = case.environment.key
+    what = f"deployment {attempt.deployment} of {case.release.name} on {key} of {case.customer}: {report.failed.title}"
+    reasons = [Reason(report.error.what, report.failed.host), *report.error.reasons]
+    if report.trouble is None:
+        back = (
+            f"{case.plan.installed} serves again"
+            if case.plan.installed
+            else "nothing was installed before, and nothing is now"
+        )
+        applied = f" Applied migrations stay: {', '.join(report.scripts)}." if report.scripts else ""
+        return Failed(
+            what,
+            reasons=reasons,
+            state=f"Brought back by itself: {back}.{applied} It is recorded as failed ({record}).",
+            next_commands=[f"invoke history customer={case.customer}"],
+        )
+    done = "; ".join(f"{action.host}: {action.title}" for action in report.back) or "nothing"
+    return PartlyDone(
+        what,
+        reasons=[*reasons, Reason(f"the way back failed: {report.trouble.what}"), *report.trouble.reasons],
+        state=f"{key} of {case.customer} is quarantined: nothing further happens by itself. Of the way back was done: {done}.",
+        next_commands=[
+            f"invoke plan customer={case.customer} env={key}",
+            f"invoke lock.release customer={case.customer} env={key} reason=…",
+        ],
+    )

@@ -1,0 +1,156 @@
+"""What a deployment would do, before it does anything: the case looked at, and the plan printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline import rules
+from pipeline.errors import Reason
+from pipeline.state import Deployed, ReleaseState, Running, State
+from pipeline.workflow.gathering import Case, closing, gather, hosts_of
+from pipeline.workflow.session import Dossier, Result, Session
+
+
+class PlanResult(Result):
+    """The numbered actions, what undoes each, and every reason why it would be refused."""
+
+    customer: str
+    environment: str
+    release: str
+    installed: str | None
+    content: str
+    tickets: tuple[str, ...]
+    actions: tuple[dict[str, Any], ...]
+    point_of_no_return: int | None
+    migrations: tuple[str, ...]
+    accepted_edits: tuple[str, ...]
+    stays_applied: tuple[str, ...]
+    differences: tuple[dict[str, str], ...]
+    refusals: tuple[dict[str, Any], ...]
+
+    def lines(self) -> list[str]:
+        lines = [self.what, f"  content {self.content}", f"  tickets {', '.join(self.tickets) or 'none'}", ""]
+        for action in self.actions:
+            if action["number"] == self.point_of_no_return:
+                lines.append("  --- point of no return ---")
+            lines.append(f"  {action['number']:>2}. {action['host']}: {action['title']}")
+            if action["undo"]:
+                lines.append(f"      undo: {action['undo']}")
+        if self.stays_applied:
+            lines += ["", "Migrations of later releases stay applied: " + ", ".join(self.stays_applied)]
+        if self.accepted_edits:
+            lines += ["", "Edited after they ran, and accepted: " + ", ".join(self.accepted_edits)]
+        if self.differences:
+            lines += ["", "Differs on purpose between test and production:"]
+            lines += [f"  {d['what']}: {d['test']} → {d['production']}" for d in self.differences]
+        lines.append("")
+        if self.refusals:
+            lines.append("It would be refused:")
+            lines += [f"  - {Reason(r['text'], r['source'])}" for r in self.refusals]
+        else:
+            lines.append("Nothing speaks against it.")
+        return lines
+
+
+def plan(session: Session, *, customer: str, environment: str | None = None, release: str | None = None) -> PlanResult:
+    """What ``deploy`` (or ``promote``, for production) would do now, and every reason against it; writes nothing."""
+    dossier = session.dossier(customer, deciding=False)
+    dossier.repository.fetch()
+    key = environment or "test"
+    state = dossier.state()
+    purpose: rules.Purpose = "promote" if key == "production" else "deploy"
+    chosen = chosen_release(dossier, state, release, purpose)
+    with looked_at(dossier, state, key, purpose, chosen, tickets_of(dossier, state, chosen)) as case:
+        return planned(case)
+
+
+@contextmanager
+def looked_at(
+    dossier: Dossier,
+    state: State,
+    environment: str,
+    purpose: rules.Purpose,
+    release: ReleaseState,
+    tickets: tuple[str, ...],
+    frozen: Deployed | None = None,
+) -> Iterator[Case]:
+    """The case for this deployment, its connections closed at the end."""
+    hosts = hosts_of(dossier, dossier.environment(environment))
+    test_hosts = hosts_of(dossier, dossier.environment("test")) if purpose == "promote" else {}
+    with closing(hosts, test_hosts):
+        yield gather(
+            dossier,
+            state,
+            environment=environment,
+            purpose=purpose,
+            release=release,
+            tickets=tickets,
+            hosts=hosts,
+            test_hosts=test_hosts,
+            frozen=frozen,
+        )
+
+
+def chosen_release(dossier: Dossier, state: State, release: str | None, purpose: rules.Purpose) -> ReleaseState:
+    """The release by name; without a name what was put before the customer (promotion), else the newest."""
+    if release is None and purpose == "promote" and state.sign_off is not None:
+        return dossier.release(state.sign_off.release, state)
+    return dossier.release(release, state)
+
+
+def tickets_of(dossier: Dossier, state: State, release: ReleaseState, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The release's tickets and those of the releases that it carries along, since production got its own."""
+    running = state.environment("production").installed
+    carried = dossier.installation.commits_since(
+        release.commit, state.releases[running.release].commit if running else None
+    )
+    along = [other for other in state.releases.values() if other.commit in carried]
+    return tuple(dict.fromkeys([t.id for r in (release, *along) for t in r.tickets] + list(more)))
+
+
+def planned(case: Case) -> PlanResult:
+    """The case as the ``plan`` verb and ``--dry-run`` show it."""
+    going = {"deploy": "deploy", "promote": "promote", "rollback": "roll back to"}[case.purpose]
+    return PlanResult(
+        changed=False,
+        what=f"plan: {going} {case.release.name} on {case.environment.key} of {case.customer} "
+        f"(now {case.plan.installed or 'nothing'})",
+        customer=case.customer,
+        environment=case.environment.key,
+        release=case.release.name,
+        installed=case.plan.installed,
+        content=case.content,
+        tickets=case.tickets,
+        actions=tuple(
+            {"number": a.number, "host": a.host, "title": a.title, "undo": a.undo, "operation": a.what.operation}
+            for a in case.plan.actions
+        ),
+        point_of_no_return=case.plan.point_of_no_return,
+        migrations=tuple(script.id for script in case.comparison.pending),
+        accepted_edits=tuple(edit.applied.script for edit in case.comparison.accepted),
+        stays_applied=tuple(row.script for row in case.comparison.ahead),
+        differences=tuple(difference.model_dump() for difference in case.differences),
+        refusals=tuple({"text": r.text, "source": r.source, "rule": r.rule} for r in case.refusals),
+        next_commands=() if case.refusals else (command(case),),
+    )
+
+
+def command(case: Case) -> str:
+    """The command that carries this case out, or resumes it."""
+    if case.purpose == "promote":
+        return f"invoke promote customer={case.customer} release={case.release.name}"
+    if case.purpose == "rollback":
+        return f"invoke rollback customer={case.customer} env={case.environment.key}"
+    return f"invoke deploy customer={case.customer} release={case.release.name} env={case.environment.key}"
+
+
+def resume_commands(customer: str, environment: str, running: Running | None) -> list[str]:
+    """The command that resumes an open deployment; a look at the status when there is none."""
+    if running is None:
+        return [f"invoke status customer={customer}"]
+    verb = running.purpose
+    release = "" if verb == "rollback" else f" release={running.release}"
+    env = "" if verb == "promote" else f" env={environment}"
+    return [f"invoke {verb} customer={customer}{release}{env}"]

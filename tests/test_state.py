@@ -1,0 +1,473 @@
+"""What records add up to: each kind by itself, then the stories that the rules rely on."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.content import canonical
+from pipeline.model import RecordKind, RefMove, TicketRef
+from pipeline.state import EnvironmentState, State, apply, fold
+from tests.nouns import TICKETS, Story, oid, sha
+
+
+@pytest.fixture
+def story() -> Story:
+    return Story()
+
+
+def statuses(story: Story) -> dict[str, str]:
+    return {sign_off.release: sign_off.status for sign_off in story.state.sign_offs}
+
+
+# --- each kind of record -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_yet() -> None:
+    state = fold("acme", [])
+    assert state == State(customer="acme")
+    assert (state.number, state.head, state.sign_off, state.newest_release()) == (0, None, None, None)
+    assert state.environment("test") == EnvironmentState()
+
+
+@pytest.mark.parametrize("kind", get_args(RecordKind))
+def test_every_kind_of_record_is_the_new_head(kind: RecordKind) -> None:
+    """Also of kinds that change nothing else: the chain goes on."""
+    told = every_kind()
+    assert {record.kind for record, _ in told.pairs} == set(get_args(RecordKind))
+    number = next(n for n, (record, _) in enumerate(told.pairs, 1) if record.kind == kind)
+    state = fold("acme", told.pairs[:number])
+    record, digest = told.pairs[number - 1]
+    assert (state.number, state.head, state.product) == (record.number, digest, "shop")
+
+
+def test_a_line_started_holds_its_version(story: Story) -> None:
+    story.add("line-started", details={"version": "2.3.0"})
+    assert story.state.version == "2.3.0"
+
+
+def test_refs_move_and_go(story: Story) -> None:
+    one, two = RefMove(ref="refs/a", old=None, new=oid("1")), RefMove(ref="refs/b", old=None, new=oid("2"))
+    story.add("line-started", details={"version": "1"}, moves=(one, two))
+    assert story.state.refs == {"refs/a": oid("1"), "refs/b": oid("2")}
+    later = (RefMove(ref="refs/a", old=oid("1"), new=oid("3")), RefMove(ref="refs/b", old=oid("2"), new=None))
+    story.add("erased", moves=later)
+    assert story.state.refs == {"refs/a": oid("3")}
+
+
+def test_a_release_made(story: Story) -> None:
+    record = story.release("2.4.0+1", patches=["CVE-1"])
+    made = story.state.releases["2.4.0+1"]
+    assert made.model_dump() == {
+        "name": "2.4.0+1",
+        "version": "2.4.0",
+        "commit": oid("2.4.0+1"),
+        "made_at": record.at,
+        "made_by": "eve",
+        "record": record.id,
+        "tickets": ({"tracker": "ledger", "id": "ACME-1"},),
+        "patches": ("CVE-1",),
+        "number": 1,
+    }
+    assert story.state.version == "2.4.0"
+    assert story.state.newest_release() == made
+
+
+def test_the_newest_release_is_the_one_recorded_last_whatever_the_clocks_say(story: Story) -> None:
+    first = story.release("2.4.0+1")
+    story.release("2.3.0+9")
+    early = story.pairs[-1][0].model_copy(update={"at": first.at.replace(year=2020), "id": "a"})
+    state = fold("acme", [story.pairs[0], (early, sha("early"))])
+    newest = state.newest_release()
+    assert newest is not None
+    assert newest.name == "2.3.0+9"
+
+
+def test_a_patch_is_a_release_too_and_does_not_change_the_version_of_the_line(story: Story) -> None:
+    story.release("2.5.0+1")
+    record = story.patch("2.4.0+2", "CVE-1", "2.4.0+1")
+    [patch] = story.state.patches
+    assert (patch.id, patch.commit, patch.release, patch.base) == ("CVE-1", oid("2.4.0+2"), "2.4.0+2", "2.4.0+1")
+    assert patch.record == record.id
+    assert story.state.releases["2.4.0+2"].patches == ("CVE-1",)
+    assert story.state.version == "2.5.0"
+
+
+def test_a_ticket_is_opened_and_closed(story: Story) -> None:
+    opened = story.ticket()
+    ticket = story.state.tickets["ACME-1"]
+    assert (ticket.state, ticket.opened_by, ticket.record) == ("new", "eve", opened.id)
+    assert ticket.texts == {"title": sha("ACME-1")}
+    story.ticket("ACME-2")
+    story.add("ticket-closed", tickets=TICKETS)
+    assert {id: ticket.state for id, ticket in story.state.tickets.items()} == {"ACME-1": "closed", "ACME-2": "new"}
+
+
+def test_a_ticket_that_nobody_opened_cannot_be_closed(story: Story) -> None:
+    with pytest.raises(KeyError, match="ACME-9"):
+        story.add("ticket-closed", tickets=(TicketRef(tracker="ledger", id="ACME-9"),))
+
+
+def test_a_deployment_runs_from_its_start_to_its_outcome(story: Story) -> None:
+    story.release("2.4.0+1")
+    started = story.started("2.4.0+1")
+    here = story.state.environment("test")
+    assert here.installed is None
+    assert here.running is not None
+    assert (here.running.run, here.running.deployment, here.running.purpose) == (started.run, "0001", "deploy")
+    assert (here.running.release, here.running.content, here.running.by) == ("2.4.0+1", sha("2.4.0+1"), "eve")
+    assert story.state.deployments == 1
+
+    finished = story.finished(started, scripts=["001.sql", "002.sql"], checks=[{"title": "c", "outcome": "ok"}])
+    here = story.state.environment("test")
+    assert here.running is None
+    assert here.installed is not None
+    assert here.installed.commit == finished.moves[0].new
+    assert (here.installed.release, here.installed.deployment, here.installed.by) == ("2.4.0+1", "0001", "eve")
+    assert here.installed.settings == sha("settings")
+    assert here.installed.checks == ({"title": "c", "outcome": "ok"},)
+    assert (here.applied, here.earlier, here.left) == (("001.sql", "002.sql"), (), ())
+    assert story.state.environment("production") == EnvironmentState()
+
+
+def test_what_was_installed_before_is_kept_oldest_first(story: Story) -> None:
+    for name in ("1.0+1", "1.1+1", "1.2+1"):
+        story.release(name)
+        story.deployed(name)
+    here = story.state.environment("test")
+    assert here.installed is not None
+    assert here.installed.release == "1.2+1"
+    assert [earlier.release for earlier in here.earlier] == ["1.0+1", "1.1+1"]
+    assert story.state.deployments == 3
+
+
+def test_a_failed_deployment_changes_nothing_but_what_it_migrated(story: Story) -> None:
+    story.deployed("1.0+1", scripts=["001.sql"])
+    story.deployed("1.1+1", outcome="failed", scripts=["002.sql"], quarantined=False)
+    here = story.state.environment("test")
+    assert here.installed is not None
+    assert here.installed.release == "1.0+1"
+    assert (here.running, here.earlier, here.quarantined) == (None, (), None)
+    assert here.applied == ("001.sql", "002.sql")
+
+
+def test_a_migration_that_ran_is_named_once(story: Story) -> None:
+    story.deployed("1.1+1", outcome="failed", scripts=["001.sql"])
+    story.deployed("1.1+1", scripts=["001.sql", "002.sql"])
+    assert story.state.environment("test").applied == ("001.sql", "002.sql")
+
+
+def test_a_way_back_that_failed_quarantines_until_the_lock_is_released(story: Story) -> None:
+    story.deployed("1.0+1", "production")
+    story.deployed("1.1+1", "production", outcome="failed", quarantined=True)
+    assert story.state.environment("production").quarantined == "0002"
+    assert story.state.environment("test").quarantined is None
+    story.add("lock-released", environment="production")
+    assert story.state.environment("production").quarantined is None
+
+
+def test_a_released_lock_ends_what_was_running_and_keeps_what_is_installed(story: Story) -> None:
+    story.deployed("1.0+1")
+    story.started("1.1+1")
+    story.add("lock-released", environment="test")
+    here = story.state.environment("test")
+    assert here.running is None
+    assert here.installed is not None
+    assert here.installed.release == "1.0+1"
+
+
+def test_an_accepted_edit_is_this_old_and_this_new_checksum(story: Story) -> None:
+    details = {"script": "002.sql", "old": sha("old"), "new": sha("new")}
+    record = story.add("migration-accepted", details=details, texts={"reason": sha("harmless")})
+    [accepted] = story.state.accepted
+    assert (accepted.script, accepted.old, accepted.new) == ("002.sql", sha("old"), sha("new"))
+    assert (accepted.record, accepted.by, accepted.reason) == (record.id, "eve", sha("harmless"))
+
+
+# --- rolling back ------------------------------------------------------------------------------------------------------
+
+
+def test_a_rollback_is_a_step_forward_and_names_what_was_left(story: Story) -> None:
+    for name in ("1.0+1", "1.1+1", "1.2+1"):
+        story.deployed(name)
+    story.deployed("1.1+1", purpose="rollback")
+    here = story.state.environment("test")
+    assert here.installed is not None
+    assert (here.installed.release, here.left) == ("1.1+1", ("1.2+1",))
+    assert [earlier.release for earlier in here.earlier] == ["1.0+1", "1.1+1", "1.2+1"]
+    story.deployed("1.0+1", purpose="rollback")
+    assert story.state.environment("test").left == ("1.1+1", "1.2+1")
+
+
+def test_what_was_left_and_is_deployed_again_is_no_longer_left(story: Story) -> None:
+    for name in ("1.0+1", "1.1+1"):
+        story.deployed(name)
+    story.deployed("1.0+1", purpose="rollback")
+    story.deployed("1.1+1")
+    assert story.state.environment("test").left == ()
+
+
+def test_a_rollback_that_failed_leaves_nothing(story: Story) -> None:
+    story.deployed("1.0+1")
+    story.deployed("1.1+1")
+    story.deployed("1.0+1", purpose="rollback", outcome="failed")
+    assert story.state.environment("test").left == ()
+
+
+def test_what_production_was_rolled_back_from_needs_a_new_sign_off(story: Story) -> None:
+    story.decided(story.tested("1.0+1"))
+    story.deployed("1.0+1", "production", "promote")
+    request = story.tested("1.1+1")
+    story.decided(request)
+    story.deployed("1.1+1", "production", "promote")
+    story.deployed("1.0+1", "production", "rollback")
+    sign_off = story.state.sign_off
+    assert sign_off is not None
+    assert (sign_off.release, sign_off.status) == ("1.1+1", "superseded")
+    assert sign_off.reason == "production was rolled back from it"
+    assert not sign_off.approved
+
+
+@pytest.mark.parametrize(("env", "outcome"), [("test", "ok"), ("production", "failed")])
+def test_no_other_rollback_touches_the_sign_off(story: Story, env: str, outcome: str) -> None:
+    story.deployed("1.0+1", env)
+    story.deployed("1.1+1", env)
+    story.decided(story.asked("1.1+1"))
+    story.deployed("1.0+1", env, "rollback", outcome=outcome)
+    assert statuses(story) == {"1.1+1": "approved"}
+
+
+# --- sign-off ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_open(story: Story) -> None:
+    record = story.tested("1.0+1")
+    sign_off = story.state.sign_off
+    assert sign_off is not None
+    assert (sign_off.request, sign_off.status, sign_off.by) == (record.id, "open", None)
+    assert (sign_off.content, sign_off.settings) == (sha("1.0+1"), sha("settings"))
+    assert f"{sign_off.due:%Y-%m-%dT%H:%M:%SZ}" == "2026-12-02T22:59:59Z"
+    assert not sign_off.approved
+
+
+RESERVED = "approved-with-reservations"
+
+
+@pytest.mark.parametrize(
+    ("decision", "severities", "approved"),
+    [
+        ("approved", [], True),
+        (RESERVED, ["minor"], True),
+        (RESERVED, ["major", "minor"], True),
+        (RESERVED, ["minor", "blocking"], False),
+        ("rejected", [], False),
+    ],
+)
+def test_a_decision(story: Story, decision: str, severities: list[str], approved: bool) -> None:
+    request = story.tested("1.0+1")
+    record = story.decided(request, decision, reservations=[{"severity": severity} for severity in severities])
+    sign_off = story.state.sign_off
+    assert sign_off is not None
+    assert (sign_off.status, sign_off.approved) == (decision, approved)
+    assert (sign_off.by, sign_off.entered_by, sign_off.record) == ("claire", "eve", record.id)
+    assert sign_off.decided_at == record.at
+
+
+def test_a_decision_made_anew_replaces_the_earlier_one(story: Story) -> None:
+    request = story.tested("1.0+1")
+    story.decided(request, RESERVED, reservations=[{"severity": "blocking"}])
+    story.decided(request, "approved")
+    assert story.state.sign_off is not None
+    assert story.state.sign_off.approved
+    story.decided(request, "rejected")
+    assert not story.state.sign_off.approved
+
+
+def test_a_page_is_the_requests_own(story: Story) -> None:
+    first, second = story.tested("1.0+1"), story.tested("1.1+1")
+    due, planned = "2026-12-09T22:59:59Z", "2026-12-10T19:00:00Z"
+    story.add(
+        "sign-off-page-written",
+        details={"request": second.id, "page": sha("page"), "due": due, "planned": planned},
+    )
+    old, new = story.state.sign_offs
+    assert (old.request, old.page, old.planned) == (first.id, None, None)
+    assert new.page == sha("page")
+    assert new.due is not None
+    assert new.planned is not None
+    assert (new.due.isoformat(), new.planned.isoformat()) == ("2026-12-09T22:59:59+00:00", "2026-12-10T19:00:00+00:00")
+    assert new.status == "open"
+
+
+@pytest.mark.parametrize(
+    ("decision", "expected"),
+    [(None, "superseded"), ("approved", "superseded"), (RESERVED, "superseded"), ("rejected", "rejected")],
+)
+def test_another_release_on_test_supersedes(story: Story, decision: str | None, expected: str) -> None:
+    request = story.tested("1.0+1")
+    if decision:
+        story.decided(request, decision)
+    story.tested("1.1+1")
+    assert statuses(story) == {"1.0+1": expected, "1.1+1": "open"}
+    if expected == "superseded":
+        assert story.state.sign_offs[0].reason == "deployment 0002 put 1.1+1 on test"
+
+
+def test_the_same_release_deployed_to_test_again_asks_again(story: Story) -> None:
+    story.decided(story.tested("1.0+1"))
+    story.deployed("1.0+1")
+    story.asked("1.0+1")
+    assert [sign_off.status for sign_off in story.state.sign_offs] == ["superseded", "open"]
+
+
+@pytest.mark.parametrize(
+    ("decision", "expected"),
+    [(None, "superseded"), ("approved", "superseded"), (RESERVED, "superseded"), ("rejected", "rejected")],
+)
+def test_a_hotfix_supersedes_what_does_not_have_it(story: Story, decision: str | None, expected: str) -> None:
+    request = story.tested("2.5.0+1")
+    if decision:
+        story.decided(request, decision)
+    story.patch("2.4.0+2", "CVE-1", "2.4.0+1")
+    assert statuses(story) == {"2.5.0+1": expected}
+    if expected == "superseded":
+        assert story.state.sign_offs[0].reason == "patch CVE-1 (2.4.0+2) is not in it"
+
+
+def test_a_hotfix_is_signed_off_like_any_release(story: Story) -> None:
+    story.tested("2.5.0+1")
+    story.patch("2.4.0+2", "CVE-1", "2.4.0+1")
+    story.deployed("2.4.0+2")
+    story.decided(story.asked("2.4.0+2"))
+    assert statuses(story) == {"2.5.0+1": "superseded", "2.4.0+2": "approved"}
+    story.patch("2.4.0+3", "CVE-2", "2.4.0+2")
+    assert statuses(story) == {"2.5.0+1": "superseded", "2.4.0+2": "superseded"}
+
+
+def test_superseded_stays_superseded(story: Story) -> None:
+    """A decision that comes too late, or is recorded by force, revives nothing."""
+    request = story.tested("2.5.0+1")
+    story.patch("2.4.0+2", "CVE-1", "2.4.0+1")
+    story.decided(request, "approved")
+    assert statuses(story) == {"2.5.0+1": "superseded"}
+    assert story.state.sign_offs[0].reason == "patch CVE-1 (2.4.0+2) is not in it"
+
+
+def test_a_decision_on_one_request_leaves_the_others(story: Story) -> None:
+    story.tested("1.0+1")
+    story.decided(story.tested("1.1+1"))
+    assert statuses(story) == {"1.0+1": "superseded", "1.1+1": "approved"}
+    assert story.state.sign_offs[0].by is None
+
+
+# --- the fold as a whole -----------------------------------------------------------------------------------------------
+
+
+def every_kind() -> Story:
+    """One story with each kind of record at least once."""
+    story = Story()
+    story.add("line-started", details={"version": "1.0"})
+    story.ticket()
+    request = story.tested("1.0+1")
+    details = {"request": request.id, "page": sha("page"), "due": "2026-12-02T22:59:59Z"}
+    story.add("sign-off-page-written", details=details)
+    story.decided(request)
+    story.deployed("1.0+1", "production", "promote", scripts=["001.sql"])
+    story.patch("1.0+2", "CVE-1", "1.0+1")
+    story.add("migration-accepted", details={"script": "001.sql", "old": sha("a"), "new": sha("b")})
+    story.started("1.0+2")
+    story.add("lock-released", environment="test")
+    story.add("erased", details={"count": 1})
+    story.add("ticket-closed", tickets=TICKETS)
+    return story
+
+
+def test_apply_one_by_one_is_the_fold_and_every_prefix_is_a_past_state() -> None:
+    told = every_kind()
+    state = State(customer="acme")
+    for count, (record, digest) in enumerate(told.pairs, start=1):
+        state = apply(state, record, digest)
+        assert state == fold("acme", told.pairs[:count])
+    assert state == told.state == told.folded()
+
+
+def test_apply_leaves_the_state_before_as_it_was() -> None:
+    told = every_kind()
+    state = State(customer="acme")
+    for record, digest in told.pairs:
+        before = state.model_dump_json()
+        after = apply(state, record, digest)
+        assert state.model_dump_json() == before
+        state = after
+
+
+def test_a_state_can_be_written_and_read_at_every_point() -> None:
+    """``state.json`` is its RFC 8785 form; reading it and going on is the same as folding everything."""
+    told = every_kind()
+    for count in range(len(told.pairs) + 1):
+        state = fold("acme", told.pairs[:count])
+        state = State.model_validate_json(canonical(state.model_dump(mode="json")))
+        for record, digest in told.pairs[count:]:
+            state = apply(state, record, digest)
+        assert canonical(state.model_dump(mode="json")) == canonical(told.state.model_dump(mode="json"))
+
+
+def test_a_record_that_does_not_fit_what_came_before_is_an_error_or_leaves_another_head() -> None:
+    """The chain itself is checked by ``ledger.verify``; no other order of the records adds up to the same state."""
+    told = every_kind()
+    for number in range(1, len(told.pairs)):
+        turned = told.pairs[: number - 1] + [told.pairs[number], told.pairs[number - 1]] + told.pairs[number + 1 :]
+        try:
+            state = fold("acme", turned[: number + 1])
+        except (AssertionError, KeyError):
+            continue
+        assert (state.number, state.head) != (number + 1, told.pairs[number][1])
+
+
+RELEASES = ("1.0+1", "1.1+1", "1.2+1")
+MOVES = st.one_of(
+    st.tuples(st.just("test"), st.sampled_from(RELEASES)),
+    st.tuples(st.just("production"), st.sampled_from(RELEASES)),
+    st.tuples(st.just("rollback"), st.sampled_from(RELEASES)),
+    st.tuples(st.just("failed"), st.sampled_from(RELEASES)),
+    st.tuples(st.just("decide"), st.sampled_from(["approved", RESERVED, "rejected"])),
+    st.tuples(st.just("patch"), st.sampled_from(RELEASES)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(MOVES, max_size=12))
+def test_whatever_happens_at_most_one_sign_off_lets_through_and_it_is_the_newest(moves: list[tuple[str, str]]) -> None:
+    story = Story()
+    story.tested("1.0+1")
+    for what, word in moves:
+        installed = story.state.environment("production").installed
+        if what == "test":
+            story.deployed(word)
+            story.asked(word)
+        elif what == "production":
+            story.deployed(word, "production", "promote")
+        elif what == "rollback" and installed is not None:
+            story.deployed(word, "production", "rollback")
+        elif what == "failed":
+            story.deployed(word, "production", "promote", outcome="failed")
+        elif what == "decide":
+            request = story.pairs[[r.kind for r, _ in story.pairs].index("sign-off-requested")][0]
+            newest = story.state.sign_off
+            assert newest is not None
+            story.decided(next(r for r, _ in story.pairs if r.id == newest.request), word)
+            story.decided(request, "rejected" if request.id == newest.request else word)
+        elif what == "patch":
+            story.patch(f"{word}{len(story.pairs)}", f"FIX-{len(story.pairs)}", word)
+    assert all(s.status in {"superseded", "rejected"} for s in story.state.sign_offs[:-1])
+    for key in ("test", "production"):
+        here = story.state.environment(key)
+        finished = [r for r, _ in story.pairs if r.kind == "deployment-finished" and r.environment == key]
+        good = [r.release for r in finished if r.outcome == "ok"]
+        held = [*here.earlier, here.installed] if here.installed else []
+        assert [deployed.release for deployed in held] == good
+        assert here.running is None
+    assert story.state == story.folded()
