@@ -21,7 +21,7 @@ lint: .venv/test
 	@$(INVOKE) lint
 
 lock: .venv/test
-	@$(INVOKE) lock
+	@$(INVOKE) relock
 
 # The demo's servers first: they would go on running without their files.
 clean:

@@ -303,7 +303,9 @@ def decision_refusals(
         yield Reason(f"the request for {sign_off.release} is superseded: {sign_off.reason}", sign_off.request)
     else:
         installed = state.environment("test").installed
-        if installed is not None and by == installed.by:
+        if installed is not None and installed.release != sign_off.release:
+            yield Reason(f"test holds {installed.release} now, not {sign_off.release}", installed.record)
+        elif installed is not None and by == installed.by:
             yield Reason(f"{by} deployed {installed.release} to test and cannot sign it off", installed.record)
 
 

@@ -3,7 +3,7 @@
 Three outcomes, never two: *ok*; *failed*, and then what was there before serves again; *unknown*, when a line was cut or
 the run stopped past the point of no return: then nothing is guessed, and the same command resumes. A way back that fails
 quarantines the environment. The runner decides nothing: which actions there are, and the order of the way back, come
-from :mod:`pipeline.playbook`.
+from :mod:`pipeline.playbook` and :mod:`pipeline.way_back`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from pipeline.host import Host
 from pipeline.host_journal import JournalEntry
 from pipeline.model import Manifest, Outcome, Script
 from pipeline.operations import Backup, Command, Http, Migrate, Operation, Probe, Render, Switch, Upload
-from pipeline.playbook import Action, Plan, way_back
+from pipeline.playbook import Action, Plan
 from pipeline.transports import LineCut, Result
+from pipeline.way_back import way_back
 
 
 @dataclass(frozen=True)

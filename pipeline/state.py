@@ -287,7 +287,7 @@ def _deployment_finished(state: State, record: Record) -> dict[str, Any]:
     applied = (*before.applied, *(s for s in record.details.get("scripts", ()) if s not in before.applied))
     update: dict[str, Any] = {"running": None, "applied": applied}
     if record.outcome == "ok":
-        commit = next((move.new for move in record.moves if move.ref.startswith("refs/heads/")), None)
+        commit = next((move.new for move in record.moves if "/env/" in move.ref), None)
         installed = Deployed(
             release=record.release,
             content=record.content,
@@ -372,11 +372,11 @@ def _sign_off_recorded(state: State, record: Record) -> dict[str, Any]:
         "decided_at": record.at,
         "blocking": any(reservation.get("severity") == "blocking" for reservation in reservations),
     }
-    # Superseded stays superseded, whatever is recorded afterwards.
+    # Only the newest request can be decided; superseded stays superseded, whatever is recorded afterwards.
     return {
         "sign_offs": tuple(
             sign_off.model_copy(update=decided)
-            if sign_off.request == details["request"] and sign_off.status != "superseded"
+            if sign_off.request == details["request"] and sign_off == state.sign_off and sign_off.status != "superseded"
             else sign_off
             for sign_off in state.sign_offs
         )
@@ -399,7 +399,9 @@ def _migration_accepted(state: State, record: Record) -> dict[str, Any]:
 
 def _lock_released(state: State, record: Record) -> dict[str, Any]:
     assert record.environment is not None
-    update: dict[str, Any] = {"running": None, "quarantined": None}
+    before = state.environment(record.environment)
+    applied = (*before.applied, *(s for s in record.details.get("scripts", ()) if s not in before.applied))
+    update: dict[str, Any] = {"running": None, "quarantined": None, "applied": applied}
     return {"environments": _with_environment(state, record.environment, **update)}
 
 

@@ -708,6 +708,7 @@ def test_writers_at_once_lose_and_double_nothing(folder: Path) -> None:
 # --- crashes ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["upload", "switch", "write_shared", "append_journal"])
 def test_ended_before_any_program_of_a_script_it_can_be_done_again(script: str, tmp_path: Path, folder: Path) -> None:
     """Each program that the script starts is, in turn, the one at which the whole process group is killed."""

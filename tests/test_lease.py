@@ -169,6 +169,7 @@ def test_two_machines_share_a_lease_through_the_remote(tmp_path: Path) -> None:
     assert remote.refs() == {}
 
 
+@pytest.mark.slow
 def test_of_many_at_once_one_holds_at_a_time(repository: Repository, tmp_path: Path) -> None:
     program = """
         import sys, time

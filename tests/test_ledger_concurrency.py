@@ -19,6 +19,8 @@ from pipeline.state import State
 from tests.ledgers import CUSTOMER, LEDGER, LINE, NOW, TEST, commit, line_started, open_ledger, people_with_keys, ticket
 from tests.test_ledger import all_object_bytes
 
+pytestmark = pytest.mark.slow
+
 # Stands first on PATH: counts the git commands of its parent, and kills it at the n-th, before or after running it.
 SHIM = """\
 #!/bin/sh

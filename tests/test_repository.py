@@ -405,6 +405,7 @@ def _count(path: str, remote: str | None, times: int) -> None:
             break
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_lose_nothing(repository: Repository) -> None:
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=_count, args=(str(repository.path), None, 8)) for _ in range(4)]
@@ -480,6 +481,7 @@ def test_the_same_move_made_by_two_succeeds_once(clones: tuple[Repository, Repos
         two.move([RefMove(ref=LINE, old=None, new=oid)])
 
 
+@pytest.mark.slow
 def test_processes_that_write_through_a_remote_lose_nothing(clones: tuple[Repository, Repository, Repository]) -> None:
     shared, one, two = clones
     spawn = multiprocessing.get_context("spawn")

@@ -8,9 +8,11 @@ from types import ModuleType
 
 from pipeline.command_line.program import collect, run
 from pipeline.command_line.verb import Verb
-from pipeline.verbs import demo, deployment, line, overview, product, release, sign_off, ticket, upkeep
+from pipeline.verbs import demo, deployment, development, line, overview, product, release, sign_off, ticket, upkeep
 
 MODULES: tuple[ModuleType, ...] = (product, line, release, deployment, sign_off, overview, ticket, upkeep, demo)
+if development.in_checkout():
+    MODULES = (*MODULES, development)
 
 VERBS: tuple[Verb, ...] = tuple(
     value for module in MODULES for value in vars(module).values() if isinstance(value, Verb)

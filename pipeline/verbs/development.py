@@ -48,8 +48,8 @@ def test(command: Command, only: Only = None) -> Answer:
 
 @verb(GROUP, "quick", changes=False)
 def quick(command: Command, only: Only = None) -> Answer:
-    """Runs the tests that need no server; under a minute."""
-    _pytest(only, "-m", "not live")
+    """Runs the tests that need no server and race no processes; under a minute."""
+    _pytest(only, "-m", "not live and not slow")
     return _done("the quick tests pass")
 
 
@@ -61,8 +61,8 @@ def lint(command: Command) -> Answer:
     return _done("nothing to complain about")
 
 
-@verb(GROUP, "lock", changes=False)
-def lock(command: Command) -> Answer:
+@verb(GROUP, "relock", changes=False)
+def relock(command: Command) -> Answer:
     """Writes the lock files anew from pyproject.toml, with hashes; needs uv (https://docs.astral.sh/uv/)."""
     common = ("--universal", "--python-version", "3.11", "--generate-hashes", "--upgrade", "-q")
     named = ("--custom-compile-command", "make lock")
@@ -101,4 +101,4 @@ def _done(what: str) -> Answer:
     return Result(changed=False, what=what)
 
 
-__all__: Sequence[str] = ("GROUP", "in_checkout", "lint", "lock", "quick", "test")
+__all__: Sequence[str] = ("GROUP", "in_checkout", "lint", "quick", "relock", "test")

@@ -13,7 +13,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from pipeline import runner
-from pipeline.errors import Failed, Interrupted, Locked, PartlyDone, PipelineError, Reason, Refused, Unreachable
+from pipeline.errors import Failed, Interrupted, Locked, PartlyDone, PipelineError, Reason, Refused
 from pipeline.host import Host
 from pipeline.lease import hold
 from pipeline.migrations import select
@@ -95,10 +95,10 @@ def carry_out(case: Case) -> DeploymentResult:
                 state="It is open: what was done stays, nothing was guessed. The same command resumes it.",
                 next_commands=[command(case)],
             ) from None
-        except (LineCut, Unreachable) as error:
+        except (LineCut, PipelineError) as error:
             raise PartlyDone(
                 f"deployment {attempt.deployment} of {case.release.name} on {key} of {case.customer}: outcome unknown",
-                reasons=[Reason(error.what if isinstance(error, PipelineError) else str(error))],
+                reasons=[Reason(error.what), *error.reasons] if isinstance(error, PipelineError) else [str(error)],
                 state="It is open: what was done stays, nothing was guessed. The same command resumes it.",
                 next_commands=[command(case)],
             ) from error
@@ -157,8 +157,10 @@ def _announce(case: Case, run: str) -> Attempt:
                 ],
                 next_commands=[f"invoke status customer={case.customer}"],
             )
-        if state.environment(key).installed != case.state.environment(key).installed or (
-            state.sign_offs != case.state.sign_offs or state.patches != case.state.patches
+        if (
+            (here.running is None and case.resumes)
+            or here.installed != case.state.environment(key).installed
+            or (state.sign_offs != case.state.sign_offs or state.patches != case.state.patches)
         ):
             raise Refused(
                 f"something changed for {case.customer} while this was being decided",

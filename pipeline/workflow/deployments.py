@@ -6,7 +6,7 @@ from pipeline.errors import Reason, Refused
 from pipeline.state import Deployed, State
 from pipeline.workflow.attempts import DeploymentResult, carry_out
 from pipeline.workflow.gathering import Case
-from pipeline.workflow.locks import LockReleased, release_lock
+from pipeline.workflow.locks import LockReleased, release_lock, tidy_lease
 from pipeline.workflow.plans import PlanResult, chosen_release, looked_at, plan, planned, tickets_of
 from pipeline.workflow.session import Session
 
@@ -112,6 +112,7 @@ def _nothing_to_do(case: Case) -> bool:
     return (
         here.installed is not None
         and here.running is None
+        and here.quarantined is None
         and here.installed.release == case.release.name
         and here.installed.content == case.content
         and not case.plan_has_migrations()
@@ -131,6 +132,7 @@ def _request_stands(case: Case) -> bool:
 
 
 def _unchanged(case: Case) -> DeploymentResult:
+    tidy_lease(case.dossier, case.environment.key)
     return DeploymentResult(
         changed=False,
         what=f"{case.environment.key} of {case.customer} holds {case.release.name} already",

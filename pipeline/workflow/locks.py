@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.errors import Reason, Refused
-from pipeline.lease import read_lease
+import contextlib
+
+from pipeline.errors import Locked, Reason, Refused
+from pipeline.lease import hold, read_lease
 from pipeline.lease import release_lock as release_lease
 from pipeline.model import Draft
-from pipeline.workflow.gathering import closing, hosts_of
+from pipeline.workflow.gathering import closing, history_of, hosts_of
 from pipeline.workflow.plans import resume_commands
-from pipeline.workflow.session import Result, Session
+from pipeline.workflow.session import Dossier, Result, Session
 
 
 class LockReleased(Result):
@@ -41,12 +43,17 @@ def release_lock(
         )
     hosts = hosts_of(dossier, target)
     recorded = here.installed.release if here.installed else None
+    abandoned: list[str] = []
     with closing(hosts):
         astray = [
             Reason(f"current is {seen or 'nothing'}, the record says {recorded or 'nothing'}", name)
             for name, seen in ((name, host.inspect().current) for name, host in hosts.items())
             if seen != recorded
         ]
+        if not astray and here.running is not None:
+            # What the abandoned run applied stays in the database, and no deployment will record it any more.
+            rows = history_of(dossier, target, hosts[target.hosts[0].name], dossier.playbook.playbook)
+            abandoned = [row.script for row in rows if row.run == here.running.run]
     if astray:
         raise Refused(
             f"the lock of {environment} of {customer} cannot be released while hosts hold something else",
@@ -68,7 +75,7 @@ def release_lock(
                     product=dossier.customer.product,
                     environment=environment,
                     release=recorded,
-                    details={"deployment": deployment},
+                    details={"deployment": deployment, "scripts": abandoned},
                     texts={"reason": reason, "people": dossier.people_used(session.actor.key)},
                 )
             ],
@@ -80,3 +87,26 @@ def release_lock(
         environment=environment,
         deployment=deployment,
     )
+
+
+def tidy_lease(dossier: Dossier, environment: str) -> None:
+    """Takes away a lease whose run died on this machine after its outcome was recorded; any other lease stays."""
+    lease = read_lease(dossier.repository, dossier.key, environment)
+    if lease is None:
+        return
+    session = dossier.session
+    with (
+        contextlib.suppress(Locked),
+        hold(
+            dossier.repository,
+            dossier.key,
+            environment,
+            run=lease.run,
+            actor=session.signer.key,
+            at=session.now(),
+            purpose=lease.purpose,
+            work=session.work,
+            release=lease.release,
+        ),
+    ):
+        pass

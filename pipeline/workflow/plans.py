@@ -113,6 +113,10 @@ def tickets_of(dossier: Dossier, state: State, release: ReleaseState, more: tupl
 def planned(case: Case) -> PlanResult:
     """The case as the ``plan`` verb and ``--dry-run`` show it."""
     going = {"deploy": "deploy", "promote": "promote", "rollback": "roll back to"}[case.purpose]
+    # A rollback does not ask the database, which may be what is broken: the records say what ran here.
+    back = case.purpose == "rollback"
+    ran = case.state.environment(case.environment.key).applied if back else [r.script for r in case.comparison.ahead]
+    ahead = [script for script in ran if script not in case.scripts]
     return PlanResult(
         changed=False,
         what=f"plan: {going} {case.release.name} on {case.environment.key} of {case.customer} "
@@ -128,9 +132,9 @@ def planned(case: Case) -> PlanResult:
             for a in case.plan.actions
         ),
         point_of_no_return=case.plan.point_of_no_return,
-        migrations=tuple(script.id for script in case.comparison.pending),
+        migrations=() if back else tuple(script.id for script in case.comparison.pending),
         accepted_edits=tuple(edit.applied.script for edit in case.comparison.accepted),
-        stays_applied=tuple(row.script for row in case.comparison.ahead),
+        stays_applied=tuple(ahead),
         differences=tuple(difference.model_dump() for difference in case.differences),
         refusals=tuple({"text": r.text, "source": r.source, "rule": r.rule} for r in case.refusals),
         next_commands=() if case.refusals else (command(case),),

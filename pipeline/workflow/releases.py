@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def make_patch(
     base = dossier.installed(environment, state)
     diff = _bytes_of(session, file) if file is not None else None
     if commit is not None:
-        _bring(session, dossier, commit)
+        _bring(session, dossier, commit, keep=not dry_run)
     run = session.new_run()
     made: list[ReleaseMade] = []
 
@@ -291,15 +292,19 @@ def _bytes_of(session: Session, file: Path) -> bytes:
         ) from None
 
 
-def _bring(session: Session, dossier: Dossier, commit: str) -> None:
-    """Brings the product's own branches here, so that a fix made there can be named by its commit."""
+def _bring(session: Session, dossier: Dossier, commit: str, *, keep: bool) -> None:
+    """Brings the product's own branches here, so that a fix made there can be named by its commit.
+
+    With ``keep`` False a commit named by its full id comes without any ref.
+    """
     product = dossier.customer.product
     url = source_url(session, product)
     if url is None or dossier.repository.commit_of(commit) is not None:
         return
     # Under a name of their own: they are nobody's installation, and may be deleted.
     kept = f"refs/sources/{product}"
-    dossier.repository.fetch_objects(url, [f"+refs/heads/*:{kept}/heads/*", f"+refs/tags/*:{kept}/tags/*"])
+    every = [f"+refs/heads/*:{kept}/heads/*", f"+refs/tags/*:{kept}/tags/*"]
+    dossier.repository.fetch_objects(url, [commit] if not keep and re.fullmatch(r"[0-9a-f]{40}", commit) else every)
 
 
 def _told(

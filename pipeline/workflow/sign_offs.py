@@ -385,6 +385,13 @@ def _request(dossier: Dossier, state: State) -> SignOff:
             reasons=[Reason(request.reason or "superseded", request.request)],
             next_commands=[f"invoke deploy customer={dossier.key}"],
         )
+    installed = state.environment("test").installed
+    if installed is None or installed.release != request.release:
+        raise Refused(
+            f"test of {dossier.key} no longer holds {request.release}, whose sign-off was asked for",
+            reasons=[Reason(f"test holds {installed.release}", installed.record)] if installed else [],
+            next_commands=[f"invoke deploy customer={dossier.key} release={request.release}"],
+        )
     return request
 
 

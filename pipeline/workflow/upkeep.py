@@ -98,7 +98,9 @@ def accept_migration(
         return result
     run = session.new_run()
 
-    def decide(_: State) -> list[Draft]:
+    def decide(state: State) -> list[Draft]:
+        if any((a.script, a.old, a.new) == (script, old, new) for a in state.accepted):
+            return []
         return [
             Draft(
                 id=f"{run}-migration-accepted-1",

@@ -390,6 +390,7 @@ def test_history_of_a_newer_format_is_not_written(engine: Engine) -> None:
     database.close()
 
 
+@pytest.mark.slow
 def test_two_runners_at_once_apply_each_script_once(engine: Engine) -> None:
     names = [f"{number:02}.sql" for number in range(6)]
     applied: list[str] = []
@@ -444,6 +445,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.0, 0.6])
 def test_killed_runner_leaves_the_history_true(engine: Engine, after: float) -> None:
     database = engine.open()

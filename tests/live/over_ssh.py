@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
 from pipeline import wiring
 from pipeline.demo.sshd import ThrowawaySshd
+from pipeline.workflow import Session
 from tests.workspaces import Sample
+
+
+def ready_path() -> dict[str, str]:
+    """The PATH of a server on which ``python3`` is a program: a version manager's shim costs each command its start."""
+    return {"PATH": os.pathsep.join([str(Path(sys.executable).resolve().parent), os.environ.get("PATH", os.defpath)])}
 
 
 class SshSample(Sample):
     """The small workspace of ``tests/workspaces.py``, with every host behind an OpenSSH server.
 
-    ``servers``: the first serves the first host of each environment, the second the second. ``databases`` gives the
-    ``database:`` block of an environment other than SQLite.
+    ``servers``: those of each environment, one a host. ``databases``: the ``database:`` block of an environment whose
+    database is not SQLite.
     """
 
-    def __init__(self, folder: Path, servers: Sequence[ThrowawaySshd], databases: dict[str, str] | None = None) -> None:
-        super().__init__(folder, hosts=len(servers))
-        self.servers = servers
-        self.write("ssh_config", "".join(s.ssh_config_text(f"server{n}") for n, s in enumerate(servers, 1)))
+    def __init__(
+        self, folder: Path, servers: Mapping[str, Sequence[ThrowawaySshd]], databases: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(folder)
+        known = list({id(server): server for hosts in servers.values() for server in hosts}.values())
+        names = {id(server): f"server{number}" for number, server in enumerate(known, 1)}
+        self.write("ssh_config", "".join(server.ssh_config_text(names[id(server)]) for server in known))
         settings = folder / "environments/workspace.yaml"
         settings.write_text(settings.read_text() + "ssh_config: ssh_config\n")
-        for environment in ("test", "production"):
+        for environment, hosts in servers.items():
             listed = "".join(
-                f"  - name: app{n}\n    address: server{n}\n    folder: {self.host(environment, n)}\n"
-                for n in range(1, len(servers) + 1)
+                f"  - name: app{n}\n    address: {names[id(server)]}\n    folder: {self.host(environment, n)}\n"
+                for n, server in enumerate(hosts, 1)
             )
             database = (databases or {}).get(environment, "  engine: sqlite\n  path: shared/app.sqlite\n")
             self.write(
@@ -59,9 +70,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, float, bytes]]:
     }
 
 
-def ask(sample_session: Any, customer: str, environment: str, path: str) -> tuple[int, Any]:
+def ask(session: Session, customer: str, environment: str, path: str) -> tuple[int, Any]:
     """Status and JSON of the application's answer, asked for through the SSH connection to the environment's first host."""
-    session = sample_session
     configured = session.workspace.customer(customer).environment(environment)
     host = configured.hosts[0]
     transport = wiring.transport_for(host, configured, session.workspace.settings, session.folder)

@@ -79,15 +79,16 @@ RESTART = """#!/bin/sh
 exec {python} "$(dirname "$0")/restart.py" "$@"
 """
 RESTART_PY = """
-import json, os, signal, subprocess, sys, time
+import json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
-from urllib.request import urlopen
 place, folder = Path(__file__).parent, sys.argv[1]
 settings = json.loads((place / "settings.json").read_text())
 def answers():
     try:
-        with urlopen(f"http://127.0.0.1:{settings['port']}/pid", timeout=5) as answer:
-            return json.load(answer)["value"]
+        with socket.create_connection(("127.0.0.1", settings["port"]), timeout=5) as asked:
+            asked.sendall(b"GET /pid HTTP/1.0\\r\\n\\r\\n")
+            with asked.makefile() as answer:
+                return json.loads(answer.read().splitlines()[-1])["value"]
     except OSError:
         return None
 old = answers()
@@ -105,7 +106,7 @@ for _ in range(200):
 else:
     sys.exit("the application does not answer")
 """
-SERVE_PY = '''
+SERVE_PY = """
 import json, os, re, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -136,7 +137,7 @@ class Answer(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 ThreadingHTTPServer(("127.0.0.1", settings["port"]), Answer).serve_forever()
-'''
+"""
 
 CUSTOMERS = {"nord": ("fr", "Europe/Paris", "nina"), "sud": ("de", "Europe/Zurich", "samuel")}
 
@@ -227,11 +228,11 @@ class Estate:
         )
         self.write("keys/README", "keys\n")
         make_key(self.folder / "keys" / "eve")
-        people = (
-            "people:\n  - key: eve\n    name: Eve\n    roles: [engineer]\n    keys:\n      - public: file:keys/eve.pub\n"
-        )
+        people = "people:\n  - key: eve\n    name: Eve\n    roles: [engineer]\n    keys:\n      - public: file:keys/eve.pub\n"
         for key, (language, zone, approver) in CUSTOMERS.items():
-            people += f"  - key: {approver}\n    name: {approver.title()}\n    roles: [approver]\n    customers: [{key}]\n"
+            people += (
+                f"  - key: {approver}\n    name: {approver.title()}\n    roles: [approver]\n    customers: [{key}]\n"
+            )
             self.write(
                 f"environments/{key}/customer.yaml",
                 f"name: {key.title()} SA\nlanguage: {language}\ntime_zone: {zone}\nproduct: procrastinate\n"
@@ -270,9 +271,7 @@ class Estate:
 
 
 @pytest.fixture(scope="module")
-def estate(
-    sshd: ThrowawaySshd, wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Estate]:
+def estate(sshd: ThrowawaySshd, wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Estate]:
     with PostgresServer() as postgres:
         databases = {
             (customer, environment): postgres.create_database(f"{customer}_{environment}")
@@ -337,7 +336,11 @@ def test_every_version_from_delivery_to_production(estate: Estate, customer: str
     good: str | None = None
     for version in VERSIONS:
         ticket = tickets.open_ticket(
-            estate.session(), customer=customer, title=f"Nach {version}", changed="siehe CHANGELOG", test="Auftrag anlegen"
+            estate.session(),
+            customer=customer,
+            title=f"Nach {version}",
+            changed="siehe CHANGELOG",
+            test="Auftrag anlegen",
         ).ticket
         made = releases.make_release(estate.session(), customer=customer, version=version, tickets=(ticket,))
         assert made.customisations == customised
@@ -460,7 +463,9 @@ def _the_target_holds_the_delivery(estate: Estate, customer: str, release: str) 
         delivered = {info.filename: archive.read(info) for info in archive.infolist() if not info.is_dir()}
     differing = [name for name in on_disk.keys() | delivered.keys() if on_disk.get(name) != delivered.get(name)]
     if customer == "sud":
-        expected = delivered[CUSTOM].replace(b"-- check_connection --", CUSTOM_QUERY.encode() + b"-- check_connection --")
+        expected = delivered[CUSTOM].replace(
+            b"-- check_connection --", CUSTOM_QUERY.encode() + b"-- check_connection --"
+        )
         assert (differing, on_disk[CUSTOM]) == ([CUSTOM], expected)
     else:
         assert differing == []
@@ -481,7 +486,9 @@ def _the_schema_is_the_vendors(estate: Estate, customer: str, environment: str) 
         assert any(re.search(pattern, line) for line in found), f"explains nothing any more: {reason}"
     with zipfile.ZipFile(estate.wheels[LAST]) as archive:
         start = "procrastinate/sql/migrations/"
-        shipped = sorted(n.removeprefix(start) for n in archive.namelist() if n.startswith(start) and n.endswith(".sql"))
+        shipped = sorted(
+            n.removeprefix(start) for n in archive.namelist() if n.startswith(start) and n.endswith(".sql")
+        )
     assert [row[0] for row in estate.ran(customer, environment)] == shipped
 
 

@@ -1,0 +1,386 @@
+"""From a playbook to a plan, and the way back: golden plans in ``tests/golden``, and playbooks that are refused.
+
+``TMA_GOLDEN=write`` writes the golden files anew; read the difference before it is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipeline import operations
+from pipeline.errors import ConfigurationError
+from pipeline.model import Script
+from pipeline.playbook import Action, AnyStep, Plan, Playbook, Target, plan, unmatched
+from pipeline.strict_yaml import parse
+from pipeline.way_back import way_back
+from tests.nouns import customer, environment, oid, sha
+
+GOLDEN = Path(__file__).parent / "golden"
+
+RESTARTED = """
+product: shop
+name: Shop
+migrations: {folder: migrations}
+steps:
+  - backup
+  - upload
+  - configure:
+      templates: {config/shop.conf.j2: shop.conf, config/log.conf.j2: etc/log.conf}
+  - migrate: {name: expand, except: "*post_*"}
+  - switch
+  - restart: {command: [bin/restart, --port, "{{ values.port }}"], undo: [bin/halt], seconds: 30}
+  - check:
+      name: it answers with this release
+      http: "http://127.0.0.1:{{ values.port }}/health"
+      contains: "{{ release }}"
+      within: 20
+  - migrate: {name: contract, only: "*post_*"}
+"""
+
+STOPPED = """
+product: shop
+name: Shop
+migrations: {folder: migrations}
+steps:
+  - upload
+  - stop: {command: [bin/stop]}
+  - backup
+  - migrate
+  - run: {command: [bin/load, "{{ version }}"], undo: [bin/unload], on: first}
+  - run: {command: [bin/warm, "{{ host }}"], undo: [bin/cool]}
+  - configure: {templates: {shop.conf.j2: shop.conf}}
+  - switch
+  - start: {command: [bin/start]}
+  - check: {command: [bin/answers], within: 5}
+"""
+
+
+def playbook(text: str, **more: Any) -> Playbook:
+    return Playbook.model_validate(parse("playbooks/shop.yaml", text.encode()).value | more)
+
+
+def script(name: str) -> Script:
+    return Script(id=name, checksum=sha(name), blob=oid(name))
+
+
+PENDING = tuple(map(script, ("007_colour.sql", "008_fill_colour.sql", "009_post_drop_tint.sql")))
+
+
+def target(release: str = "2.4.0+1", installed: str | None = "2.3.0+1", hosts: int = 2, **more: Any) -> Target:
+    fields: dict[str, Any] = {
+        "customer": customer(),
+        "environment": environment("production", hosts=hosts),
+        "release": release,
+        "version": release.rpartition("+")[0],
+        "installed": installed,
+        "pending": PENDING,
+    }
+    return Target(**fields | more)
+
+
+def old_plan(text: str = RESTARTED, hosts: int = 2) -> Plan:
+    """The plan of the release that is installed, as the workflow makes it for the way back."""
+    return plan(playbook(text), target("2.3.0+1", None, hosts, pending=()), rollback=True)
+
+
+def shown(actions: Sequence[Action], head: str, point_of_no_return: int | None = None) -> str:
+    lines = [head]
+    for action in actions:
+        if action.number == point_of_no_return:
+            lines.append("--- point of no return ---")
+        what = action.what.model_dump(exclude={"operation"}, exclude_defaults=True)
+        marks = [mark for mark, set_ in (("rolling", action.rolling), ("old", action.old)) if set_]
+        lines.append(
+            f"{action.number:>2}. {action.host}: {action.title}" + (f"  [{', '.join(marks)}]" if marks else "")
+        )
+        lines.append(f"      {action.what.operation} {what or ''}".rstrip())
+        if action.undo:
+            lines.append(f"      undo: {action.undo}")
+    return "\n".join(lines) + "\n"
+
+
+def shown_plan(made: Plan) -> str:
+    head = f"{made.release} on {made.environment} of {made.customer}, now {made.installed or 'nothing'}"
+    return shown(made.actions, head, made.point_of_no_return)
+
+
+def golden(name: str, text: str) -> None:
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("TMA_GOLDEN") == "write":
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+# --- plans ---------------------------------------------------------------------------------------------------------------
+
+PLANS: dict[str, tuple[str, Target, bool]] = {
+    "first_deployment": (RESTARTED, target(installed=None, hosts=1), False),
+    "expand_and_contract_on_two_hosts": (RESTARTED, target(), False),
+    "patch_without_scripts": (RESTARTED, target("2.3.0+2", hosts=1, pending=()), False),
+    "stop_and_start_on_two_hosts": (STOPPED, target(), False),
+    "rollback": (RESTARTED, target("2.3.0+1", "2.4.0+1"), True),
+    "no_database": (STOPPED, target(environment=environment("test", hosts=1, database=None), pending=()), False),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan(name: str) -> None:
+    text, made_for, rollback = PLANS[name]
+    golden(f"plan_{name}", shown_plan(plan(playbook(text), made_for, rollback=rollback)))
+
+
+def test_a_plan_is_the_same_each_time_and_can_be_written_and_read() -> None:
+    made = plan(playbook(RESTARTED), target())
+    assert plan(playbook(RESTARTED), target()) == made
+    assert Plan.model_validate_json(made.model_dump_json()) == made
+    assert [action.number for action in made.actions] == list(range(1, len(made.actions) + 1))
+
+
+def test_one_host_after_the_other_and_never_both_out_of_service() -> None:
+    """Between the switch of the first host and that of the second lies the first one's check."""
+    made = plan(playbook(RESTARTED), target())
+    after = [(action.host, action.what.operation) for action in made.actions]
+    assert after.index(("app1", "http")) < after.index(("app2", "switch"))
+    assert [host for host, operation in after if operation == "migrate"] == ["app1", "app1"]
+
+
+def test_a_script_that_two_steps_match_runs_with_the_first() -> None:
+    text = RESTARTED.replace('{name: expand, except: "*post_*"}', "{name: all}")
+    made = plan(playbook(text), target())
+    scripts = [action.what.scripts for action in made.actions if isinstance(action.what, operations.Migrate)]
+    assert scripts == [tuple(script.id for script in PENDING)]
+    assert made.point_of_no_return is None
+
+
+def test_every_operation_is_in_a_golden_plan() -> None:
+    used = {
+        action.what.operation
+        for text, made_for, rollback in PLANS.values()
+        for action in plan(playbook(text), made_for, rollback=rollback).actions
+    }
+    [union, _] = get_args(operations.Operation)
+    assert used == {operation.model_fields["operation"].default for operation in get_args(union)}
+
+
+@pytest.mark.parametrize(
+    ("steps", "pending", "expected"),
+    [
+        (RESTARTED, ("1.sql", "post_1.sql"), ()),
+        (RESTARTED.replace('only: "*post_*"', 'only: "*contract_*"'), ("1.sql", "x/post_1.sql"), ("x/post_1.sql",)),
+        (RESTARTED.replace('"*post_*"', '"*.sql"'), ("1.sql",), ()),
+        (STOPPED, (), ()),
+        (STOPPED.replace("  - migrate\n", ""), ("1.sql", "2.sql"), ("1.sql", "2.sql")),
+    ],
+)
+def test_scripts_that_no_step_would_apply(steps: str, pending: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert unmatched(playbook(steps), [script(name) for name in pending]) == expected
+
+
+# --- the way back ----------------------------------------------------------------------------------------------------------
+
+
+def until(made: Plan, host: str, operation: str, number: int = 1) -> list[Action]:
+    """The actions up to and with the ``number``-th of this kind on this host, which is the one that failed."""
+    found = [action for action in made.actions if (action.host, action.what.operation) == (host, operation)]
+    return list(made.actions[: found[number - 1].number])
+
+
+def failing(
+    text: str, host: str, operation: str, *, first: bool = False, hosts: int = 2, number: int = 1
+) -> list[Action]:
+    made = plan(playbook(text), target(installed=None if first else "2.3.0+1", hosts=hosts))
+    return list(way_back(made, until(made, host, operation, number), None if first else old_plan(text, hosts)))
+
+
+HALTED = STOPPED.replace("start: {command: [bin/start]}", "start: {command: [bin/start], undo: [bin/halt]}")
+
+BACK: dict[str, list[Action]] = {
+    "check_failed_on_host_2_of_2": failing(RESTARTED, "app2", "http"),
+    "check_failed_on_host_1_of_2": failing(RESTARTED, "app1", "http"),
+    "first_deployment_check_failed": failing(RESTARTED, "app1", "http", first=True, hosts=1),
+    "first_deployment_started_by_a_step": failing(HALTED, "app1", "probe", first=True, hosts=1),
+    "migrate_failed_after_stop": failing(STOPPED, "app1", "migrate"),
+    "check_failed_after_stop_and_start": failing(STOPPED, "app1", "probe"),
+    "check_failed_with_an_undo_of_start": failing(HALTED, "app1", "probe", hosts=1),
+    "configure_failed": failing(RESTARTED, "app2", "render"),
+    "upload_failed": failing(RESTARTED, "app2", "upload"),
+    "run_failed": failing(STOPPED, "app2", "command", number=2),
+    "other_playbook_before": list(
+        way_back(
+            plan(playbook(RESTARTED), target(hosts=1)),
+            plan(playbook(RESTARTED), target(hosts=1)).actions,
+            old_plan(STOPPED, 1),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BACK)
+def test_the_way_back(name: str) -> None:
+    golden(f"back_{name}", shown(BACK[name], name.replace("_", " ")))
+
+
+def test_every_golden_file_belongs_to_a_test() -> None:
+    names = {f"plan_{name}.txt" for name in PLANS} | {f"back_{name}.txt" for name in BACK}
+    assert {file.name for file in GOLDEN.iterdir()} == names
+
+
+def test_the_way_back_never_repeats_uploads_backups_or_migrations() -> None:
+    for actions in BACK.values():
+        assert not {action.what.operation for action in actions} & {"upload", "backup", "migrate"}
+        assert [action.number for action in actions] == list(range(1, len(actions) + 1))
+
+
+@pytest.mark.parametrize("text", [RESTARTED, STOPPED, HALTED])
+@pytest.mark.parametrize("text_before", [RESTARTED, STOPPED, HALTED])
+def test_wherever_it_fails_the_old_release_is_current_again_and_serves(text: str, text_before: str) -> None:
+    """A small model of a host: what is current, and which release's application runs."""
+    made, before = plan(playbook(text), target()), old_plan(text_before)
+    for count in range(1, len(made.actions) + 1):
+        current = dict.fromkeys(("app1", "app2"), "old")
+        runs: dict[str, str | None] = dict.fromkeys(("app1", "app2"), "old")
+        done = list(made.actions[:count])
+        for back, actions in ((False, done), (True, list(way_back(made, done, before)))):
+            for action in actions:
+                if isinstance(action.what, operations.Switch):
+                    current[action.host] = "old" if back else "new"
+                elif isinstance(action.what, operations.Command) and action.what.folder == "current":
+                    if action.what.serving == "restart":
+                        runs[action.host] = current[action.host]
+                    elif action.what.argv in {("bin/stop",), ("bin/halt",)}:
+                        runs[action.host] = None
+                    elif action.what.serving == "start":
+                        assert runs[action.host] is None, "started twice"
+                        runs[action.host] = current[action.host]
+                elif action.what.operation in {"http", "probe"}:
+                    assert runs[action.host] == current[action.host]
+        assert set(current.values()) == {"old"}
+        assert set(runs.values()) == {"old"}
+
+
+# --- playbooks that are refused --------------------------------------------------------------------------------------------
+
+MINIMAL = "product: shop\nname: Shop\nsteps: [upload, switch]\n"
+
+
+def steps(*written: Any) -> str:
+    return yaml.safe_dump({"product": "shop", "name": "Shop", "steps": list(written)})
+
+
+def test_the_least_that_a_playbook_can_be() -> None:
+    assert [step.kind for step in playbook(MINIMAL).steps] == ["upload", "switch"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("product: shop\nname: Shop\nsteps: []\n", "at least 1 item"),
+        ("product: Shop\nname: Shop\nsteps: [upload, switch]\n", "product"),
+        (MINIMAL + "versions: calver\n", "'semver' or 'pep440'"),
+        (MINIMAL + "stpes: []\n", "stpes"),
+        (MINIMAL + "source: {git: x, tag: release}\n", "source.tag"),
+        (steps("switch"), "a playbook has exactly one upload step, this one has 0"),
+        (steps("upload"), "a playbook has exactly one switch step, this one has 0"),
+        (steps("upload", "upload", "switch"), "a playbook has exactly one upload step, this one has 2"),
+        (steps("switch", "upload"), "upload comes before switch"),
+        (steps("upload", "switch", "migrate"), "a migrate step needs migrations: with the folder of the scripts"),
+        (steps("upload", "switch", "reboot"), "'reboot' found using 'kind' does not match"),
+        (steps("upload", "switch", "restart"), "steps.2.restart.command"),
+        (steps("upload", "switch", {"restart": {"command": []}}), "at least 1 item"),
+        (steps("upload", "switch", {"restart": {"command": "systemctl restart shop"}}), "valid tuple"),
+        (steps("upload", "switch", {"restart": {"command": ["x"], "seconds": 0}}), "greater than or equal to 1"),
+        (steps("upload", "switch", {"restart": {"command": ["x"], "shell": True}}), "shell"),
+        (steps("upload", "switch", {"run": {"command": ["x"], "on": "last"}}), "'each' or 'first'"),
+        (steps("upload", "switch", {"check": {"within": 5}}), "a check has either http: or command:"),
+        (steps("upload", "switch", {"check": {"http": "http://x", "command": ["y"]}}), "a check has either http: or"),
+        (steps("upload", "switch", {"check": {"http": "https://x"}}), "http: is asked from the host itself"),
+        (steps("upload", "switch", {"check": {"http": "http://x", "status": 99}}), "greater than or equal to 100"),
+        (steps("upload", "switch", {"check": {"command": []}}), "at least 1 item"),
+        (steps("upload", "switch", {"check": {"command": ["x"], "contains": "y"}}), "belong to a check with http:"),
+        (steps("upload", "switch", {"check": {"command": ["x"], "status": 200}}), "belong to a check with http:"),
+        (steps("upload", {"configure": {"templates": {}}}, "switch"), "at least 1 item"),
+        *[
+            (steps("upload", {"configure": {"templates": {"a": path}}}, "switch"), "is not a file below shared/")
+            for path in ("/etc/passwd", "../x", "a/../../x", "", ".", "a/", "a//b", "./a")
+        ],
+        (
+            steps("upload", {"configure": {"templates": {"a": "x", "b": "x"}}}, "switch"),
+            "two templates are rendered into the same file of shared/",
+        ),
+        (steps({"upload": {"kind": "x"}}, "switch"), "does not match"),
+        (steps({"upload": None, "switch": None}), "kind"),
+    ],
+)
+def test_a_playbook_that_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        playbook(text)
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("{{ release }}/{{ version }}", "2.4.0+1/2.4.0"),
+        ("{{ customer }}-{{ environment }}-{{ host }}", "acme-production-app1"),
+        ("{{ folder }} {{ language }} {{ time_zone }} {{ url }}", "/srv/shop fr Europe/Paris None"),
+        ("{{ values.port }}", "8001"),
+        ("${HOME} {x}", "${HOME} {x}"),
+    ],
+)
+def test_what_a_playbook_may_name(text: str, expected: str) -> None:
+    made_for = target()
+    assert made_for.render(text, made_for.environment.hosts[0]) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ prot }}",
+        "{{ values.prot }}",
+        "{{ secrets.password }}",
+        "{{",
+        "{% include 'x' %}",
+        "{{ 1 // 0 }}",
+        "{{ values.port + 'x' }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ range(1000000000) | list }}",
+    ],
+)
+def test_what_cannot_be_filled_in_says_where(text: str) -> None:
+    made_for = target()
+    with pytest.raises(ConfigurationError) as raised:
+        made_for.render(text, made_for.environment.hosts[0])
+    [reason] = raised.value.reasons
+    assert raised.value.what == "the playbook of shop cannot be filled in for acme"
+    assert reason.source == "environments/acme/production.yaml, host app1"
+    assert repr(text) in reason.text
+
+
+def test_a_hosts_own_value_goes_before_the_environments() -> None:
+    here = environment("production", values={"port": 80, "title": "Shop"})
+    assert target(environment=here).words(here.hosts[0])["values"] == {"port": 8001, "title": "Shop"}
+
+
+def test_a_step_kind_is_written_short_or_in_full() -> None:
+    full = playbook("product: shop\nname: Shop\nsteps: [{kind: upload}, {switch: }]\n")
+    assert full == playbook(MINIMAL)
+    assert {step.model_fields["kind"].default for step in get_args(get_args(AnyStep)[0])} == {
+        "backup",
+        "stop",
+        "upload",
+        "configure",
+        "migrate",
+        "switch",
+        "start",
+        "restart",
+        "check",
+        "run",
+    }

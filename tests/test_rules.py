@@ -1,0 +1,689 @@
+"""Every reason to refuse: facts that may go, then one change each and exactly the reason expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, time
+from typing import Any, get_args
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from pipeline import rules
+from pipeline.errors import Reason
+from pipeline.model import Customer, Freeze, Person, Window
+from pipeline.rules import Facts, HostFacts, Purpose, decision_refusals, in_freeze, in_window, refusals
+from pipeline.state import State
+from tests.nouns import CLAIRE, EVE, NOW, Story, customer, environment, sha
+
+PLACES = {
+    "approvers": "environments/acme/customer.yaml:6:1",
+    "team": "environments/acme/customer.yaml:7:1",
+    "people": "environments/people.yaml",
+    "environment": "environments/acme/production.yaml:1:1",
+    "windows": "environments/acme/production.yaml:9:1",
+    "freezes.0": "environments/acme/production.yaml:21:5",
+    "freezes.1": "environments/acme/production.yaml:24:5",
+    "playbook": "playbooks/shop.yaml:8:1",
+}
+LATE = Window(days=("mon",), start=time(20), until=time(23))
+FREEZE = Freeze(start=datetime(2026, 11, 23, tzinfo=UTC), until=datetime(2026, 12, 2, 5, tzinfo=UTC), reason="year-end")
+
+
+def told(*, decision: str | None = "approved", **details: Any) -> Story:
+    """Everything held 2.3.0+1; now 2.4.0+1 is on test, and the customer has decided on it."""
+    story = Story()
+    story.ticket()
+    story.decided(story.tested("2.3.0+1"))
+    story.deployed("2.3.0+1", "production", "promote")
+    story.deployed("2.3.0+1", "integration")
+    request = story.tested("2.4.0+1")
+    if decision is not None:
+        story.decided(request, decision, **details)
+    return story
+
+
+def may_go(purpose: Purpose = "promote", state: State | None = None) -> Facts:
+    """The facts of a deployment that nothing speaks against."""
+    state = state or told().state
+    target = {"promote": "2.4.0+1", "deploy": "2.4.0+1", "rollback": "2.3.0+1"}[purpose]
+    key = "production" if purpose == "promote" else "integration"
+    installed = state.environment(key).installed
+    assert installed is not None
+    return Facts(
+        purpose=purpose,
+        now=NOW,
+        actor=EVE,
+        customer=customer(),
+        environment=environment(key),
+        state=state,
+        release=state.releases[target],
+        content=sha(target),
+        settings=sha("settings"),
+        hosts=(HostFacts("app1", installed.release),),
+        test_hosts=(HostFacts("test1", "2.4.0+1"),) if purpose == "promote" else (),
+        contains={"CVE-1": True},
+        tickets=("ACME-1",),
+        places=PLACES,
+    )
+
+
+@pytest.mark.parametrize("purpose", get_args(Purpose))
+def test_nothing_speaks_against_the_baseline(purpose: Purpose) -> None:
+    assert refusals(may_go(purpose)) == ()
+
+
+Change = Callable[[Facts], Facts]
+Expected = tuple[str, str, str | None]
+"""Rule, text, source."""
+
+
+def having(**changes: Any) -> Change:
+    return lambda facts: replace(facts, **changes)
+
+
+def actor(**changes: Any) -> Change:
+    return having(actor=Person.model_validate(EVE.model_dump() | changes))
+
+
+def customer_with(**changes: Any) -> Change:
+    return having(customer=customer(**changes))
+
+
+def environment_with(**changes: Any) -> Change:
+    return lambda facts: replace(facts, environment=environment(facts.environment.key, **changes))
+
+
+def host(**changes: Any) -> Change:
+    return lambda facts: replace(facts, hosts=(facts.hosts[0], replace(facts.hosts[0], name="app2", **changes)))
+
+
+def after(tell: Callable[[Story], Any], **options: Any) -> Change:
+    """The state after something more has happened."""
+
+    def change(facts: Facts) -> Facts:
+        story = told(**options)
+        tell(story)
+        return replace(facts, state=story.state)
+
+    return change
+
+
+def without(state: State, key: str) -> State:
+    """The state, had nothing ever been deployed to this environment."""
+    others = {name: here for name, here in state.environments.items() if name != key}
+    return state.model_copy(update={"environments": others})
+
+
+def request_of(release: str) -> str:
+    return next(sign_off.request for sign_off in told().state.sign_offs if sign_off.release == release)
+
+
+ASKED, DECIDED = request_of("2.4.0+1"), "r15-sign-off-recorded-1"
+EVERY: tuple[Purpose, ...] = ("deploy", "promote", "rollback")
+FORWARD: tuple[Purpose, ...] = ("deploy", "promote")
+PROMOTE: tuple[Purpose, ...] = ("promote",)
+RESERVED = "approved-with-reservations"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One change to the facts, the purposes for which it refuses, and what is said then. For all others it may go."""
+
+    id: str
+    purposes: tuple[Purpose, ...]
+    change: Change
+    expected: tuple[Expected, ...]
+
+
+def row(id: str, purposes: tuple[Purpose, ...], change: Change, *expected: Expected) -> Row:
+    return Row(id, purposes, change, expected)
+
+
+TABLE = [
+    # may_act
+    row(
+        "auditor",
+        EVERY,
+        actor(roles=["auditor"]),
+        ("may_act", "eve has none of the roles engineer, lead, service", PLACES["people"]),
+    ),
+    row(
+        "approver",
+        EVERY,
+        actor(roles=["approver"]),
+        ("may_act", "eve has none of the roles engineer, lead, service", PLACES["people"]),
+    ),
+    row("lead", (), actor(roles=["lead"])),
+    row("service", (), actor(roles=["auditor", "service"], kind="service")),
+    row(
+        "other customers", EVERY, actor(customers=["brandt"]), ("may_act", "eve does not serve acme", PLACES["people"])
+    ),
+    row("this customer", (), actor(customers=["brandt", "acme"])),
+    row(
+        "other team",
+        EVERY,
+        customer_with(team=("jane",)),
+        ("may_act", "eve is not in the team of acme", PLACES["team"]),
+    ),
+    row("this team", (), customer_with(team=("jane", "eve"))),
+    row(
+        "neither role nor customer",
+        EVERY,
+        actor(roles=["auditor"], customers=["brandt"]),
+        ("may_act", "eve has none of the roles engineer, lead, service", PLACES["people"]),
+        ("may_act", "eve does not serve acme", PLACES["people"]),
+    ),
+    # has_a_ticket
+    row(
+        "no ticket",
+        EVERY,
+        having(tickets=()),
+        ("has_a_ticket", "no ticket: every deployment names one that exists", None),
+    ),
+    row(
+        "unknown tickets",
+        EVERY,
+        having(tickets=("ACME-8", "ACME-9"), unknown_tickets=("ACME-8", "ACME-9")),
+        ("has_a_ticket", "ticket ACME-8 is not known to the tracker ledger", None),
+        ("has_a_ticket", "ticket ACME-9 is not known to the tracker ledger", None),
+    ),
+    # signed_off
+    row(
+        "open",
+        PROMOTE,
+        after(lambda story: None, decision=None),
+        ("signed_off", "deployment 0004 on test has no sign-off (ticket ACME-1)", ASKED),
+    ),
+    row(
+        "rejected",
+        PROMOTE,
+        after(lambda story: None, decision="rejected"),
+        ("signed_off", "claire rejected 2.4.0+1 on 22 Nov 2026 20:15 UTC", DECIDED),
+    ),
+    row("reservations", (), after(lambda story: None, decision=RESERVED, reservations=[{"severity": "major"}])),
+    row(
+        "blocking",
+        PROMOTE,
+        after(lambda story: None, decision=RESERVED, reservations=[{"severity": "minor"}, {"severity": "blocking"}]),
+        ("signed_off", "claire approved 2.4.0+1 with a blocking reservation", DECIDED),
+    ),
+    row(
+        "superseded by a patch",
+        PROMOTE,
+        after(lambda story: story.patch("2.3.0+2", "CVE-9", "2.3.0+1")),
+        ("signed_off", "the sign-off of 2.4.0+1 is superseded: patch CVE-9 (2.3.0+2) is not in it", ASKED),
+    ),
+    row(
+        "rolled back from",
+        PROMOTE,
+        after(
+            lambda story: [
+                story.deployed("2.4.0+1", "production", "promote"),
+                story.deployed("2.3.0+1", "production", "rollback"),
+            ]
+        ),
+        ("signed_off", "the sign-off of 2.4.0+1 is superseded: production was rolled back from it", ASKED),
+    ),
+    row(
+        "asked again",
+        PROMOTE,
+        after(lambda story: [story.deployed("2.4.0+1"), story.asked("2.4.0+1")]),
+        ("signed_off", "deployment 0005 on test has no sign-off (ticket ACME-1)", "r18-sign-off-requested-1"),
+    ),
+    row(
+        "never asked",
+        PROMOTE,
+        lambda facts: replace(facts, state=facts.state.model_copy(update={"sign_offs": ()})),
+        ("signed_off", "2.4.0+1 was never on test of acme, so nobody was asked to sign it off", None),
+    ),
+    row(
+        "other content",
+        PROMOTE,
+        having(content=sha("one byte more")),
+        (
+            "signed_off",
+            f"the content of 2.4.0+1 is not the content that was put before the customer: {sha('one byte more')[:12]} now, "
+            f"{sha('2.4.0+1')[:12]} then (the tree or the playbook was changed)",
+            ASKED,
+        ),
+        ("test_still_holds_it", f"test was given 2.4.0+1 with other content: {sha('2.4.0+1')[:12]}", None),
+    ),
+    row(
+        "other settings",
+        PROMOTE,
+        having(settings=sha("another host")),
+        (
+            "signed_off",
+            "the settings of test or production of acme were changed since the sign-off was asked for",
+            PLACES["environment"],
+        ),
+    ),
+    row(
+        "no longer an approver",
+        PROMOTE,
+        customer_with(approvers=("paul",)),
+        ("signed_off", "claire, who decided, is not an approver of acme", PLACES["approvers"]),
+    ),
+    # test_still_holds_it
+    row(
+        "another release on test",
+        PROMOTE,
+        after(lambda story: story.deployed("2.3.0+1", purpose="rollback")),
+        ("test_still_holds_it", "test holds 2.3.0+1, not 2.4.0+1", None),
+    ),
+    row(
+        "nothing on test",
+        PROMOTE,
+        lambda facts: replace(facts, state=without(facts.state, "test")),
+        ("test_still_holds_it", "test holds nothing, not 2.4.0+1", None),
+    ),
+    row(
+        "test is being deployed to",
+        PROMOTE,
+        after(lambda story: story.started("2.4.0+1")),
+        ("test_still_holds_it", "deployment 0005 on test has no outcome yet", "r16-deployment-started-1"),
+    ),
+    row(
+        "current on test",
+        PROMOTE,
+        having(test_hosts=(HostFacts("test1", "2.4.0+1"), HostFacts("test2", None), HostFacts("test3", "2.3.0+1"))),
+        ("test_still_holds_it", "current on test is nothing, not 2.4.0+1", "test2"),
+        ("test_still_holds_it", "current on test is 2.3.0+1, not 2.4.0+1", "test3"),
+    ),
+    row(
+        "drift on test",
+        PROMOTE,
+        having(test_hosts=(HostFacts("test1", "2.4.0+1", drift=("changed app.py", "extra x")),)),
+        ("test_still_holds_it", "changed on the test server since the deployment: changed app.py", "test1"),
+        ("test_still_holds_it", "changed on the test server since the deployment: extra x", "test1"),
+    ),
+    # approver_is_not_the_deployer
+    row(
+        "approver deploys",
+        PROMOTE,
+        actor(key="claire", roles=["engineer", "approver"]),
+        ("approver_is_not_the_deployer", "claire signed 2.4.0+1 off and cannot deploy it", DECIDED),
+    ),
+    # keeps_every_patch
+    row(
+        "loses a patch",
+        PROMOTE,
+        having(contains={"CVE-1": True, "CVE-2": False}),
+        ("keeps_every_patch", "patch CVE-2 is installed on production and is not in 2.4.0+1", None),
+    ),
+    # rehearsed_on_test
+    row(
+        "not rehearsed",
+        PROMOTE,
+        having(unrehearsed=("004.sql",)),
+        ("rehearsed_on_test", "migration 004.sql has not run on test", None),
+    ),
+    # not_quarantined: below, its words name the environment
+    # not_frozen, inside_a_window
+    row(
+        "frozen",
+        FORWARD,
+        environment_with(freezes=(FREEZE,)),
+        ("not_frozen", "frozen until 02 Dec 2026 06:00 CET: year-end", PLACES["freezes.0"]),
+    ),
+    row(
+        "the second freeze",
+        FORWARD,
+        environment_with(freezes=(FREEZE.model_copy(update={"until": NOW}), FREEZE)),
+        ("not_frozen", "frozen until 02 Dec 2026 06:00 CET: year-end", PLACES["freezes.1"]),
+    ),
+    row("in the window", (), environment_with(windows=(LATE,))),
+    row(
+        "outside the windows",
+        FORWARD,
+        environment_with(
+            windows=(LATE.model_copy(update={"days": ("sun", "tue")}), LATE.model_copy(update={"start": time(22)}))
+        ),
+        (
+            "inside_a_window",
+            "Mon 23 Nov 21:00 CET is outside the agreed maintenance windows (sun,tue 20:00–23:00; mon 22:00–23:00)",
+            PLACES["windows"],
+        ),
+    ),
+    row(
+        "a freeze beats a window",
+        FORWARD,
+        environment_with(windows=(LATE,), freezes=(FREEZE,)),
+        ("not_frozen", "frozen until 02 Dec 2026 06:00 CET: year-end", PLACES["freezes.0"]),
+    ),
+    # hosts_are_ours
+    row(
+        "foreign",
+        EVERY,
+        host(current=None, foreign=("current (a folder)", "index.php")),
+        (
+            "hosts_are_ours",
+            "the folder holds what this pipeline did not put there: current (a folder), index.php",
+            "app2",
+        ),
+    ),
+    row(
+        "missing programs",
+        EVERY,
+        host(missing_tools=("tar", "sha256sum")),
+        ("hosts_are_ours", "programs are missing on the host: tar, sha256sum", "app2"),
+    ),
+    # hosts_hold_what_was_recorded
+    row(
+        "drift",
+        EVERY,
+        host(drift=("changed app.py",)),
+        ("hosts_hold_what_was_recorded", "changed on the server since the deployment: changed app.py", "app2"),
+    ),
+    # migrations_are_as_they_ran
+    row(
+        "vanished",
+        FORWARD,
+        having(vanished=("002.sql",)),
+        (
+            "migrations_are_as_they_ran",
+            "migration 002.sql ran here and is in no release of acme: it was removed or renamed",
+            None,
+        ),
+    ),
+    # every_migration_has_a_step
+    row(
+        "unmatched",
+        FORWARD,
+        having(unmatched=("post_3.sql",)),
+        (
+            "every_migration_has_a_step",
+            "migration post_3.sql is matched by no migrate step of the playbook",
+            PLACES["playbook"],
+        ),
+    ),
+]
+
+
+def said(facts: Facts) -> list[Expected]:
+    return [(reason.rule or "", reason.text, reason.source) for reason in refusals(facts)]
+
+
+@pytest.mark.parametrize("purpose", get_args(Purpose))
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.id)
+def test_one_change_is_refused_for_exactly_this_reason(case: Row, purpose: Purpose) -> None:
+    found = said(case.change(may_go(purpose)))
+    assert found == (list(case.expected) if purpose in case.purposes else [])
+
+
+ON_ENVIRONMENT: list[tuple[str, tuple[Purpose, ...], Callable[[str], Change], Callable[[str], Expected]]] = [
+    (
+        "another run",
+        EVERY,
+        lambda env: after(lambda story: story.started("2.3.0+1", env, "rollback")),
+        lambda env: (
+            "nobody_else_is_deploying",
+            f"deployment 0005 of 2.3.0+1 (rollback) on {env} has no outcome yet; started 22 Nov 2026 20:16 UTC by eve",
+            "r16-deployment-started-1",
+        ),
+    ),
+    (
+        "quarantined",
+        EVERY,
+        lambda env: after(lambda story: story.deployed("2.4.0+1", env, outcome="failed", quarantined=True)),
+        lambda env: (
+            "not_quarantined",
+            f"{env} is quarantined: the way back of deployment 0005 failed; look at the hosts, then: invoke lock.release "
+            f"customer=acme env={env} reason=…",
+            None,
+        ),
+    ),
+    (
+        "edited",
+        FORWARD,
+        lambda env: having(edited=("002.sql",)),
+        lambda env: (
+            "migrations_are_as_they_ran",
+            "migration 002.sql was edited after it ran here; if the edit is harmless: invoke migrate.accept customer=acme "
+            f"script=002.sql env={env} reason=…",
+            None,
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("purpose", get_args(Purpose))
+@pytest.mark.parametrize(
+    ("id", "purposes", "change", "expected"), ON_ENVIRONMENT, ids=[row[0] for row in ON_ENVIRONMENT]
+)
+def test_reasons_that_name_the_environment(
+    purpose: Purpose,
+    id: str,
+    purposes: tuple[Purpose, ...],
+    change: Callable[[str], Change],
+    expected: Callable[[str], Expected],
+) -> None:
+    facts = may_go(purpose)
+    env = facts.environment.key
+    assert said(change(env)(facts)) == ([expected(env)] if purpose in purposes else [])
+
+
+def test_every_rule_has_a_row_that_it_refuses_for_every_purpose_that_it_is_asked_for() -> None:
+    """And none for a purpose that it is not asked for: the table is the whole of RULES."""
+    refused = {(expected[0], purpose) for case in TABLE for expected in case.expected for purpose in case.purposes}
+    refused |= {
+        (expected("integration")[0], purpose) for _, purposes, _, expected in ON_ENVIRONMENT for purpose in purposes
+    }
+    assert refused == {(rule.__name__, purpose) for rule, purposes in rules.RULES.items() for purpose in purposes}
+
+
+def test_every_rule_of_the_module_is_asked() -> None:
+    written = {
+        name
+        for name, found in vars(rules).items()
+        if callable(found) and getattr(found, "__annotations__", {}).get("return") == "Iterator[Reason]"
+    }
+    assert written == {rule.__name__ for rule in rules.RULES}
+
+
+def test_all_reasons_are_given_at_once_in_the_order_of_the_rules() -> None:
+    facts = replace(may_go(), tickets=(), settings=sha("x"), unmatched=("9.sql",), contains={"CVE-1": False})
+    facts = actor(roles=["auditor"])(facts)
+    order = [rule.__name__ for rule in rules.RULES]
+    found = [reason.rule for reason in refusals(facts)]
+    assert found == ["may_act", "has_a_ticket", "signed_off", "keeps_every_patch", "every_migration_has_a_step"]
+    assert [name for name in order if name in found] == found
+
+
+# --- what is recorded and what the hosts hold ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("current", "resumes", "running", "expected"),
+    [
+        ("2.3.0+1", False, False, None),
+        ("2.4.0+1", False, False, "current is 2.4.0+1, but the record says 2.3.0+1 is installed"),
+        (None, False, False, "current is nothing, but the record says 2.3.0+1 is installed"),
+        ("2.3.0+1", True, True, None),
+        ("2.4.0+1", True, True, None),  # the interrupted run has switched this host already
+        ("2.2.0+1", True, True, "current is 2.2.0+1, but the record says 2.3.0+1 is installed"),
+    ],
+)
+def test_a_host_holds_what_is_recorded_or_what_the_interrupted_run_put_there(
+    current: str | None, resumes: bool, running: bool, expected: str | None
+) -> None:
+    story = told()
+    if running:
+        story.started("2.4.0+1", "production", "promote")
+    facts = replace(may_go(state=story.state), hosts=(HostFacts("app1", current),), resumes=resumes)
+    assert said(facts) == ([("hosts_hold_what_was_recorded", expected, "app1")] if expected else [])
+
+
+def test_a_first_deployment_finds_nothing_installed() -> None:
+    facts = may_go()
+    state = without(facts.state, "production")
+    assert said(replace(facts, state=state, hosts=(HostFacts("app1", None),))) == []
+    assert said(replace(facts, state=state)) == [
+        ("hosts_hold_what_was_recorded", "current is 2.3.0+1, but the record says nothing is installed", "app1")
+    ]
+
+
+def test_an_interrupted_run_is_resumed_and_not_in_its_own_way() -> None:
+    story = told()
+    story.started("2.4.0+1", "production", "promote")
+    assert [reason.rule for reason in refusals(may_go(state=story.state))] == ["nobody_else_is_deploying"]
+    assert refusals(replace(may_go(state=story.state), resumes=True)) == ()
+
+
+# --- the decision itself ---------------------------------------------------------------------------------------------------
+
+PAUL = CLAIRE.model_copy(update={"key": "paul"})
+
+
+@pytest.mark.parametrize(
+    ("story", "by", "approver", "entered_by", "approvers", "expected"),
+    [
+        (told(decision=None), "claire", CLAIRE, EVE, ("claire",), []),
+        (told(decision="rejected"), "claire", CLAIRE, EVE, ("claire",), []),
+        (
+            told(decision=None),
+            "paul",
+            PAUL,
+            EVE,
+            ("claire", "jane"),
+            [("paul is not an approver of acme; approvers are claire, jane", PLACES["approvers"])],
+        ),
+        (told(decision=None), "paul", None, EVE, ("paul",), [("paul is not in people.yaml", PLACES["people"])]),
+        (
+            told(decision=None),
+            "claire",
+            CLAIRE,
+            CLAIRE,
+            ("claire",),
+            [("claire cannot both decide for the customer and enter the decision", None)],
+        ),
+        (
+            Story(),
+            "claire",
+            CLAIRE,
+            EVE,
+            ("claire",),
+            [("nothing was put before acme yet: nothing was deployed to test", None)],
+        ),
+        (
+            told(decision=None),
+            "eve",
+            EVE,
+            PAUL,
+            ("eve",),
+            [("eve deployed 2.4.0+1 to test and cannot sign it off", "r13-deployment-finished-1")],
+        ),
+    ],
+)
+def test_who_may_decide(
+    story: Story,
+    by: str,
+    approver: Person | None,
+    entered_by: Person,
+    approvers: tuple[str, ...],
+    expected: list[tuple[str, str | None]],
+) -> None:
+    who: Customer = customer(approvers=approvers)
+    found = list(decision_refusals(story.state, who, approver, by, entered_by, PLACES))
+    assert found == [Reason(text, source) for text, source in expected]
+
+
+def test_a_superseded_request_is_decided_no_more() -> None:
+    story = told(decision=None)
+    story.patch("2.3.0+2", "CVE-9", "2.3.0+1")
+    [reason] = decision_refusals(story.state, customer(), CLAIRE, "claire", EVE, PLACES)
+    assert reason == Reason("the request for 2.4.0+1 is superseded: patch CVE-9 (2.3.0+2) is not in it", ASKED)
+
+
+def test_what_test_no_longer_holds_is_not_decided() -> None:
+    story = told(decision=None)
+    record = story.deployed("2.3.0+1", purpose="rollback")
+    [reason] = decision_refusals(story.state, customer(), CLAIRE, "claire", EVE, PLACES)
+    assert reason == Reason("test holds 2.3.0+1 now, not 2.4.0+1", record.id)
+
+
+# --- the calendar ----------------------------------------------------------------------------------------------------------
+
+PARIS = "Europe/Paris"
+
+
+def window(days: str, start: str, until: str) -> Window:
+    return Window.model_validate({"days": days.split(","), "start": start, "until": until})
+
+
+def at(text: str, zone: str = PARIS, fold: int = 0) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone), fold=fold)
+
+
+@pytest.mark.parametrize(
+    ("agreed", "local", "inside"),
+    [
+        # half-open, on the agreed days only; 23 November 2026 is a Monday
+        (window("mon", "20:00", "22:00"), "2026-11-23 19:59:59", False),
+        (window("mon", "20:00", "22:00"), "2026-11-23 20:00:00", True),
+        (window("mon", "20:00", "22:00"), "2026-11-23 21:59:59", True),
+        (window("mon", "20:00", "22:00"), "2026-11-23 22:00:00", False),
+        (window("mon", "20:00", "22:00"), "2026-11-24 21:00:00", False),
+        (window("mon,tue", "20:00", "22:00"), "2026-11-24 21:00:00", True),
+        # past midnight, it belongs to the day on which it started
+        (window("mon", "22:00", "02:00"), "2026-11-23 21:59:59", False),
+        (window("mon", "22:00", "02:00"), "2026-11-23 22:00:00", True),
+        (window("mon", "22:00", "02:00"), "2026-11-24 01:59:59", True),
+        (window("mon", "22:00", "02:00"), "2026-11-24 02:00:00", False),
+        (window("mon", "22:00", "02:00"), "2026-11-23 01:00:00", False),
+        (window("mon", "22:00", "02:00"), "2026-11-24 22:00:00", False),
+        (window("sun", "22:00", "02:00"), "2026-11-23 01:00:00", True),
+        # until midnight; a whole day
+        (window("mon", "20:00", "00:00"), "2026-11-23 23:59:59", True),
+        (window("mon", "20:00", "00:00"), "2026-11-24 00:00:00", False),
+        (window("mon", "00:00", "00:00"), "2026-11-23 00:00:00", True),
+        (window("mon", "00:00", "00:00"), "2026-11-23 23:59:59", True),
+        (window("mon", "00:00", "00:00"), "2026-11-24 00:00:00", False),
+        # the clock goes forward on 29 March 2026: 02:00 becomes 03:00
+        (window("sun", "01:00", "03:00"), "2026-03-29 01:59:59", True),
+        (window("sun", "01:00", "03:00"), "2026-03-29 03:00:00", False),
+        (window("sat", "22:00", "04:00"), "2026-03-29 03:30:00", True),
+        (window("sat", "22:00", "04:00"), "2026-03-29 04:00:00", False),
+    ],
+)
+def test_a_window_is_on_the_customers_clock(agreed: Window, local: str, inside: bool) -> None:
+    assert in_window(agreed, at(local).astimezone(UTC), PARIS) is inside
+
+
+@pytest.mark.parametrize(("fold", "utc"), [(0, "00:30"), (1, "01:30")])
+def test_the_hour_that_comes_twice_is_inside_both_times(fold: int, utc: str) -> None:
+    """The clock goes back on 25 October 2026: 03:00 becomes 02:00."""
+    twice = at("2026-10-25 02:30:00", fold=fold).astimezone(UTC)
+    assert f"{twice:%H:%M}" == utc
+    assert in_window(window("sun", "02:00", "03:00"), twice, PARIS)
+    assert not in_window(window("sun", "03:00", "04:00"), twice, PARIS)
+
+
+@pytest.mark.parametrize(
+    ("zone", "instant", "inside"),
+    [
+        (PARIS, "2026-07-01T18:00:00", True),  # CEST: 20:00
+        (PARIS, "2026-12-02T18:00:00", False),  # CET: 19:00
+        (PARIS, "2026-12-02T19:00:00", True),
+        ("America/Montreal", "2026-07-02T00:00:00", True),  # still Wednesday there
+        ("Asia/Tokyo", "2026-07-01T20:00:00", False),  # already Thursday there
+    ],
+)
+def test_a_window_keeps_its_local_time_through_the_year_and_the_zones(zone: str, instant: str, inside: bool) -> None:
+    agreed = window("wed", "20:00", "22:00")
+    assert in_window(agreed, datetime.fromisoformat(instant).replace(tzinfo=UTC), zone) is inside
+
+
+@pytest.mark.parametrize(
+    ("instant", "frozen"),
+    [
+        ("2026-11-22T23:59:59", False),
+        ("2026-11-23T00:00:00", True),
+        ("2026-12-02T04:59:59", True),
+        ("2026-12-02T05:00:00", False),
+    ],
+)
+def test_a_freeze_is_half_open(instant: str, frozen: bool) -> None:
+    assert in_freeze(FREEZE, datetime.fromisoformat(instant).replace(tzinfo=UTC)) is frozen
