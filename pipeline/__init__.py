@@ -5,14 +5,14 @@ One direction, downhill; a module imports only what stands below it (``pyproject
     tasks.py, command_line/     the line a person types; exit codes, --json, questions
     verbs/                      one function a verb; its signature and docstring are its command line and help
     workflow/                   what the pipeline can do, a module a noun: gather → decide → act → record
-    rules, playbook             pure: every reason to refuse; steps → plan
+    rules, playbook, way_back   pure: every reason to refuse; steps → plan; the way back
+    settings                    YAML → model, every error with its place
     wiring                      picks the adapters, the only importer of them
     runner                      runs a plan on hosts, and back again
     installation, ledger, lease Git: the customer's line and releases; records; one deployment at a time
     host, migrations            one host's folder; which scripts are pending, edited, ahead
     transports/ databases/ trackers/ sign_off/    what varies, a file each
     repository, signing         the git program; Ed25519
-    settings                    YAML → model, every error with its place
     state, content, differences, versions         pure: the fold of records, hashes, orders
     model, errors               the nouns; the families of errors
 

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from pipeline.content import settings_digest
-from pipeline.model import Environment, Noun
+from pipeline.model import Customer, Environment, Noun
 
 _NOT_COMPARED = {"key", "windows", "freezes"}
 
@@ -37,10 +37,11 @@ def differences(test: Environment, production: Environment) -> tuple[Difference,
     return tuple(found)
 
 
-def settings_hash(test: Environment | None, production: Environment | None) -> str:
-    """SHA-256 over the RFC 8785 form of both environments' settings, as they were loaded."""
+def settings_hash(customer: Customer, test: Environment | None, production: Environment | None) -> str:
+    """SHA-256 over the RFC 8785 form of both environments' settings, and of what templates may name of the customer."""
     return settings_digest(
         {
+            "customer": {"key": customer.key, "language": customer.language, "time_zone": customer.time_zone},
             "test": _settings(test) if test else None,
             "production": _settings(production) if production else None,
         }

@@ -21,12 +21,12 @@ import re
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from pipeline.errors import Failed, Reason, Refused, UsageError
-from pipeline.host_journal import Journal, JournalEntry
+from pipeline.host_journal import Journal, JournalEntry, newest_entry
 from pipeline.model import Manifest, TreeFile
 from pipeline.transports import Result, Transport
 
@@ -40,6 +40,9 @@ RELEASE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,199}")
 ABSENT = "the release is not there"
 """What :meth:`Host.verify` says when the whole folder is missing."""
 
+KEPT_OUTPUT = 1024 * 1024
+"""Bytes kept of each output of a product's own command, which may print without end."""
+
 BATCH_FILES, BATCH_BYTES = 256, 8 * 1024 * 1024
 
 Read = Callable[[Sequence[str]], Iterable[tuple[str, bytes]]]
@@ -52,6 +55,8 @@ class HostFacts:
 
     ``foreign`` lists what we did not put there, as sentences; ``ours``: there is a deployment journal;
     ``clock_offset_seconds``: the host's clock minus ours, to about a second; ``current`` is the release that serves.
+    ``journal_*`` are of the newest entry; None when there is none, or when ``journal_damage`` says, as a sentence, what
+    is wrong with it, with the entry before or with the numbers. Only :meth:`Host.journal` looks at every entry.
     """
 
     exists: bool
@@ -67,6 +72,12 @@ class HostFacts:
     clock_offset_seconds: float
     journal_number: int
     journal_sha256: str | None
+    journal_customer: str | None = None
+    journal_environment: str | None = None
+    journal_record: str | None = None
+    journal_record_sha256: str | None = None
+    journal_fence: int | None = None
+    journal_damage: str | None = None
 
 
 class Host:
@@ -91,23 +102,29 @@ class Host:
         result = self._run("inspect", what="looking at the host's folder")
         ours_clock = (before + time.time()) / 2
         facts: dict[str, list[str]] = {}
-        for line in result.stdout.decode("utf-8", "replace").splitlines():
+        # Not splitlines(): a name may hold other characters that it takes for the end of a line.
+        for line in result.stdout.decode("utf-8", "replace").split("\n"):
             name, _, value = line.partition(" ")
             facts.setdefault(name, []).append(value)
         foreign = facts.get("foreign", [])
         foreign += [f"{name} was not put there by us" for name in facts.get("other", []) if name not in self._data]
-        number, digest = 0, None
+        number, digest, newest = 0, None, None
+        damage = facts.get("journal_damage", [None])[0]
         if "journal" in facts:
-            entry, digest = facts["journal"][0].rsplit(" ", 1)
-            number = int(entry[:6])
-        else:
+            name, digest = facts["journal"][0].rsplit(" ", 1)
+            number = int(name[:6])
+            if damage is None:
+                data = next(data[14:] for data in result.stdout.split(b"\n") if data.startswith(b"journal_entry "))
+                previous = facts.get("journal_previous", [None])[0]
+                newest, damage = newest_entry(name, data, digest, previous, self.name)
+        elif damage is None:
             foreign += [
                 f"{name} is there, and no deployment journal" for name in facts.get("other", []) if name in self._data
             ]
             foreign += [f"releases/{name} is there, and no deployment journal" for name in facts.get("release", [])]
         return HostFacts(
             exists="exists" in facts,
-            ours=digest is not None,
+            ours=digest is not None or damage is not None,
             current=facts.get("current", [None])[0],
             releases=tuple(facts.get("release", [])),
             foreign=tuple(foreign),
@@ -119,6 +136,12 @@ class Host:
             clock_offset_seconds=round(int(facts["now"][0]) - ours_clock, 1),
             journal_number=number,
             journal_sha256=digest,
+            journal_customer=newest.customer if newest else None,
+            journal_environment=newest.environment if newest else None,
+            journal_record=newest.record if newest else None,
+            journal_record_sha256=newest.record_sha256 if newest else None,
+            journal_fence=newest.fence if newest else None,
+            journal_damage=damage,
         )
 
     def verify(self, release: str, manifest: Manifest) -> list[str]:
@@ -138,6 +161,8 @@ class Host:
         facts = self.inspect()
         reasons = [Reason(found, self.name) for found in facts.foreign]
         reasons += [Reason(f"the program {tool} is missing", self.name) for tool in facts.missing_tools]
+        if facts.journal_damage is not None:
+            reasons.append(Reason(f"the deployment journal is damaged: {facts.journal_damage}", self.name))
         if not facts.writable:
             reasons.append(Reason(f"{facts.user} may not write to {self.folder}", self.name))
         if reasons:
@@ -225,13 +250,14 @@ class Host:
         """The result of one program, whatever its exit code; words, never a shell line.
 
         ``cwd`` is below the host's folder. ``environment`` comes on standard input: unlike ``argv`` nobody sees it in
-        the host's process list. Exit code 127: there is no such program.
+        the host's process list. Exit code 127: there is no such program. Of the output the last 1 MiB is kept.
         """
         if cwd != "." and any(part in ("", ".", "..") for part in cwd.split("/")):
             raise UsageError(f"a command must start in a folder below the host's: {cwd!r}.")
         if not argv:
             raise UsageError("a command for a host is empty.")
-        return self._send("command", cwd, *argv, stdin=_variables(environment or {}), timeout=timeout)
+        stdin = _variables(environment or {})
+        return self._send("command", cwd, *argv, stdin=stdin, timeout=timeout, keep=KEPT_OUTPUT)
 
     def journal(self) -> list[JournalEntry]:
         """See :meth:`pipeline.host_journal.Journal.entries`."""
@@ -243,9 +269,13 @@ class Host:
 
     # --- speaking -----------------------------------------------------------------------------------------------------
 
-    def _send(self, script: str, *arguments: str, stdin: bytes | Iterable[bytes], timeout: float) -> Result:
-        result = self.transport.run(_script(script), (self.folder, *arguments), stdin=stdin, timeout=timeout)
-        return Result(result.exit_code, result.stdout.partition(BEGIN)[2], result.stderr, result.timed_out)
+    def _send(
+        self, script: str, *arguments: str, stdin: bytes | Iterable[bytes], timeout: float, keep: int | None = None
+    ) -> Result:
+        words = (self.folder, *arguments)
+        result = self.transport.run(_script(script), words, stdin=stdin, timeout=timeout, keep=keep)
+        # Where the beginning was dropped, what a login shell printed went with it.
+        return result if result.cut else replace(result, stdout=result.stdout.partition(BEGIN)[2])
 
     def _run(
         self,
@@ -296,7 +326,7 @@ def _expected(manifest: Manifest) -> bytes:
 
 def _sentences(differences: bytes, manifest: Manifest) -> list[str]:
     expected: dict[str, TreeFile] = {file.path: file for file in manifest.files}
-    lines = differences.decode("utf-8", "replace").splitlines()
+    lines = [line for line in differences.decode("utf-8", "replace").split("\n") if line]
     if lines == ["absent"]:
         return [ABSENT]
     found: dict[str, tuple[str, str]] = {}
@@ -314,6 +344,8 @@ def _sentences(differences: bytes, manifest: Manifest) -> list[str]:
 def _sentence(path: str, expected: TreeFile | None, found: tuple[str, str] | None) -> str:
     if found is None:
         return f"{path} is missing"
+    if found[0] == "unreadable":
+        return f"{'some of the release' if path == '.' else path} cannot be read by us"
     if expected is None:
         return f"{path} does not belong to the release"
     mode, digest = found

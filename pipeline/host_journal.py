@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import rfc8785
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 
 from pipeline.errors import Failed, Reason, Refused
 from pipeline.model import Instant, Key, Noun, Outcome, Sha256
@@ -78,7 +78,7 @@ class Journal:
         for position, (name, data) in enumerate(self._files(), 1):
             place = f"{self._host}:{name}"
             match = FILE_NAME.fullmatch(name)
-            entry = self._parse(data, place)
+            entry = parse_entry(data, place)
             if match is None or entry is None:
                 findings.append(Reason("it is no journal entry", place))
             else:
@@ -99,15 +99,12 @@ class Journal:
     def append(self, entry: JournalEntry) -> JournalEntry:
         """The entry as written, with its number and the hash of the one before.
 
-        An entry of the same run, ``what`` and outcome that is there already is given back instead, so that it can be
-        done again after a crash. Refused when the host has seen a higher fence: another run has taken over.
+        Refused when the host has seen a higher fence, also for an entry that is there already: another attempt has
+        taken over. An entry of the same run, record, fence, ``what`` and outcome is given back instead of written, so
+        that it can be done again after a crash; a later attempt of the run has its own record and raises the fence.
         """
         for _ in range(ATTEMPTS):
             entries = self.entries()
-            for known in entries:
-                if (known.run, known.what, known.outcome) == (entry.run, entry.what, entry.outcome):
-                    return known
-            last = entries[-1] if entries else None
             highest = max((known.fence for known in entries), default=0)
             if highest > entry.fence:
                 raise Refused(
@@ -115,6 +112,10 @@ class Journal:
                     reasons=[Reason(f"fence {highest} is above this run's {entry.fence}", f"journal of {self._host}")],
                     state="This run must not change anything any more.",
                 )
+            for known in entries:
+                if _same(known, entry):
+                    return known
+            last = entries[-1] if entries else None
             written = entry.model_copy(
                 update={
                     "number": last.number + 1 if last else 1,
@@ -145,20 +146,51 @@ class Journal:
                     files.append((member.name, content.read() if content else b""))
         return sorted(files)
 
-    @staticmethod
-    def _parse(data: bytes, place: str) -> JournalEntry | None:
-        try:
-            value = json.loads(data)
-            schema = value["schema_version"]
-        except (ValueError, TypeError, KeyError):
-            return None
-        if isinstance(schema, int) and schema > JOURNAL_SCHEMA:
-            raise Refused(
-                "the deployment journal was written by a newer version of this tool.",
-                reasons=[Reason(f"schema {schema} is needed, this version knows {JOURNAL_SCHEMA}", place)],
-                next_commands=["install a version of tma-pipeline that knows it"],
-            )
-        try:
-            return JournalEntry.model_validate_json(data)
-        except ValidationError:
-            return None
+
+def _same(known: JournalEntry, entry: JournalEntry) -> bool:
+    return all(getattr(known, name) == getattr(entry, name) for name in ("run", "record", "fence", "what", "outcome"))
+
+
+def parse_entry(data: bytes, place: str) -> JournalEntry | None:
+    """The entry of these bytes, None when it is none; Refused, naming the version needed, when it is a newer one."""
+    try:
+        value = json.loads(data)
+        schema = value["schema_version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if isinstance(schema, int) and schema > JOURNAL_SCHEMA:
+        raise Refused(
+            "the deployment journal was written by a newer version of this tool.",
+            reasons=[Reason(f"schema {schema} is needed, this version knows {JOURNAL_SCHEMA}", place)],
+            next_commands=["install a version of tma-pipeline that knows it"],
+        )
+    try:
+        entry = JournalEntry.model_validate_json(data)
+        entry.data()
+    except ValueError:  # pydantic's, or a value that has no canonical form
+        return None
+    return entry
+
+
+def newest_entry(
+    name: str, line: bytes, sha256: str, previous: str | None, host: str
+) -> tuple[JournalEntry | None, str | None]:
+    """The newest entry as ``host_scripts/inspect.sh`` prints it, and what is wrong with it.
+
+    ``previous`` is the SHA-256 of the entry before, None when there is none. An entry that is damaged is not given.
+    """
+    place = f"journal/{name}"
+    # The line was made fit for a line: what is not its bytes any more never was an entry.
+    if hashlib.sha256(line).hexdigest() != sha256:
+        return None, f"{place} is no journal entry"
+    try:
+        entry = parse_entry(line, f"{host}:{place}")
+    except Refused as newer:
+        return None, f"{place}: {newer.what} {newer.reasons[0].text}"
+    if entry is None or entry.data() != line:
+        return None, f"{place} is no journal entry"
+    if entry.file_name != name:
+        return None, f"{place} holds entry {entry.number}, {entry.what}"
+    if entry.previous != previous:
+        return None, f"{place} was not written after the entry that now stands before it"
+    return entry, None

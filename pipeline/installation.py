@@ -352,6 +352,14 @@ class Installation:
             )
         return found
 
+    def knows(self, name: str) -> bool:
+        """Whether the commit that a person named is in the repository."""
+        try:
+            self._commit(name)
+        except NotKnown:
+            return False
+        return True
+
     def _pick(self, base: str, commit: str, base_release: str) -> str:
         """The tree of a release with the change that one commit makes to its parent."""
         parents = self.repository.commit_info(commit).parents

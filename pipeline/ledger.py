@@ -13,8 +13,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,8 +73,13 @@ class Ledger:
         return self._state(self.repository.read(f"{self.ref}:state.json"))
 
     def state_at(self, at: datetime) -> State:
-        """The state as it was at this instant: the fold of the records made until then, that second included."""
-        past = [(record, digest) for record, digest in self._digested(self.ref) if record.at <= at]
+        """The state as it was at this instant, that second included: the fold up to the last record made until then.
+
+        Machines' clocks differ, so an earlier record may bear a later instant: what counts is the order of the ledger.
+        """
+        records = self._digested(self.ref)
+        until = max((number for number, (record, _) in enumerate(records, 1) if record.at <= at), default=0)
+        past = records[:until]
         return fold(self.customer, past)
 
     def records(self) -> list[Record]:
@@ -212,6 +219,8 @@ class Ledger:
                     batch = self._prepare(signer, tip, state, decide(state), erased)
                     sent = batch
                     self.repository.move(batch.moves)
+                    if batch.tip is not None:
+                        self._note(batch.tip)
                     return batch.records
             except Raced:
                 continue
@@ -228,6 +237,7 @@ class Ledger:
             self.repository.fetch()
             refs = self.repository.refs(f"refs/heads/{self.customer}/", f"refs/tags/{self.customer}/")
             tip = refs.get(self.ref)
+            self._refuse_shorter(tip)
             if tip is None:
                 return None, State(customer=self.customer), []
             state = self._state(self.repository.read(f"{tip}:state.json"))
@@ -235,6 +245,30 @@ class Ledger:
             moves = self._lagging(refs, state)
             self.repository.move(moves)
             return tip, state, moves
+
+    def _refuse_shorter(self, tip: str | None) -> None:
+        """Refuses a ledger that does not continue the one that this machine saw last: it was cut short or rewritten.
+
+        A record that somebody cut off with a push leaves no trace in the ledger itself. What was seen is kept beside the
+        refs, where no fetch overwrites it.
+        """
+        mark = self.repository.path / "seen" / self.customer
+        seen = mark.read_text(encoding="ascii").strip() if mark.is_file() else None
+        if seen is not None and seen != tip and (tip is None or not self.repository.is_ancestor(seen, tip)):
+            raise Refused(
+                f"the ledger of {self.customer} was cut short or rewritten",
+                reasons=[Reason(f"this machine has seen {seen}, and it is at {tip or 'nothing'} now", self.ref)],
+                next_commands=[f"git push INSTALLATIONS {seen}:{self.ref}   # once you know why"],
+            )
+        if tip is not None and tip != seen:
+            self._note(tip)
+
+    def _note(self, tip: str) -> None:
+        mark = self.repository.path / "seen" / self.customer
+        mark.parent.mkdir(exist_ok=True)
+        fresh = mark.with_name(f".{mark.name}.{os.getpid()}.{threading.get_ident()}")
+        fresh.write_text(tip, encoding="ascii")
+        fresh.replace(mark)
 
     def _check_tip(self, tip: str, state: State) -> None:
         """Refuses to write after a record that we cannot read, or that ``state.json`` is not the state of."""
@@ -376,7 +410,8 @@ class Ledger:
     def _state(self, data: bytes | None) -> State:
         if data is None:
             return State(customer=self.customer)
-        return parse_state(data, self.customer)
+        # A state is a cache of the records: an older form is folded anew, and written with the next record.
+        return parse_state(data, self.customer) or fold(self.customer, self._digested(self.ref))
 
     def _parse(self, data: bytes, id: str) -> Record:
         return parse_record(data, f"{self.ref}:records/{id}.json", self.customer)

@@ -10,6 +10,7 @@ from the first host and divide the groups.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -253,12 +254,29 @@ class CheckStep(Step):
     def operation(self, target: Target, host: Host) -> Operation | None:
         if self.http is not None:
             contains = target.render(self.contains, host) if self.contains is not None else None
-            return Http(url=target.render(self.http, host), status=self.status, contains=contains, within=self.within)
+            url = target.render(self.http, host)
+            _check_url(url, target, host)
+            return Http(url=url, status=self.status, contains=contains, within=self.within)
         return Probe(argv=target.render_all(self.command or (), host), within=self.within)
 
     def title(self, target: Target, operation: Any) -> str:
         asked = operation.url if operation.operation == "http" else " ".join(operation.argv)
         return f"check {self.name or 'that it answers'}: {asked}"
+
+
+_ADDRESS = re.compile(r"http://(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:(?P<port>[0-9]{1,6}))?([/?][!-~]*)?")
+
+
+def _check_url(url: str, target: Target, host: Host) -> None:
+    """ConfigurationError for an address that cannot be asked, before anything is done."""
+    asked = _ADDRESS.fullmatch(url)
+    if asked is None or not 0 < int(asked["port"] or 80) < 65536:
+        raise ConfigurationError(
+            f"a check of {target.customer.product} asks an address that cannot be",
+            reasons=[
+                Reason(repr(url), f"environments/{target.customer.key}/{target.environment.key}.yaml, host {host.name}")
+            ],
+        )
 
 
 def _written_short(value: Any) -> Any:
@@ -368,7 +386,15 @@ class Target(Noun):
         try:
             template = SandboxedEnvironment(undefined=StrictUndefined).from_string(text)
             return template.render(self.words(host))
-        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            MemoryError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ConfigurationError(
                 f"the playbook of {self.customer.product} cannot be filled in for {self.customer.key}",
                 reasons=[

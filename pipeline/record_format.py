@@ -24,19 +24,23 @@ def parse_record(data: bytes, place: str, customer: str) -> Record:
         raise damaged(place, customer, error) from None
 
 
-def parse_state(data: bytes, customer: str) -> State:
-    """The state in these bytes; errors as :func:`parse_record`."""
+def parse_state(data: bytes, customer: str) -> State | None:
+    """The state in these bytes; None when an older pipeline wrote it, and it is to be folded anew from the records.
+
+    Errors as :func:`parse_record`.
+    """
     place = f"refs/heads/{customer}/ledger:state.json"
-    _check_schema(data, "state", STATE_SCHEMA, place, customer)
+    if _check_schema(data, "state", STATE_SCHEMA, place, customer) < STATE_SCHEMA:
+        return None
     try:
         return State.model_validate_json(data)
     except ValidationError as error:
         raise damaged(place, customer, error) from None
 
 
-def _check_schema(data: bytes, noun: str, known: int, place: str, customer: str) -> None:
+def _check_schema(data: bytes, noun: str, known: int, place: str, customer: str) -> int:
     try:
-        version = json.loads(data)["schema_version"]
+        version = int(json.loads(data)["schema_version"])
         newer = version > known
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(place, customer, error) from None
@@ -46,6 +50,7 @@ def _check_schema(data: bytes, noun: str, known: int, place: str, customer: str)
             reasons=[Reason(f"{noun} schema {version} is needed, this pipeline knows {known}", place)],
             next_commands=[f"install a version of the pipeline that knows {noun} schema {version}"],
         )
+    return version
 
 
 def damaged(place: str, customer: str, error: Exception | str) -> Failed:

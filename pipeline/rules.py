@@ -40,8 +40,10 @@ class Facts:
     """Everything that the rules ask, gathered before they are asked.
 
     ``places`` leads from a name (``windows``, ``freezes.0``, ``approvers``…) to ``file:line:column``.
-    ``content`` and ``settings`` are the digests computed now; ``contains`` says for each patch id installed on this
-    environment whether the release has it. ``test_hosts`` is filled for a promotion only.
+    ``findings`` are what the verification of the whole ledger found; ``content`` and ``settings`` are the digests computed
+    now; ``contains`` says for each patch id installed on this
+    environment whether the release has it. ``test_hosts`` is filled for a promotion only; ``entered_by`` is who signed the record
+    of the customer's decision.
     """
 
     purpose: Purpose
@@ -54,9 +56,11 @@ class Facts:
     content: str
     settings: str
     resumes: bool = False
+    entered_by: Person | None = None
     hosts: Sequence[HostFacts] = ()
     test_hosts: Sequence[HostFacts] = ()
     contains: Mapping[str, bool] = field(default_factory=dict)
+    findings: Sequence[Reason] = ()
     unknown_tickets: Sequence[str] = ()
     tickets: Sequence[str] = ()
     edited: Sequence[str] = ()
@@ -72,21 +76,31 @@ Rule = Callable[[Facts], Iterator[Reason]]
 def refusals(facts: Facts) -> tuple[Reason, ...]:
     """Every reason against this deployment, in the order of :data:`RULES`; empty means it may go."""
     found: list[Reason] = []
+    underway = facts.resumes and _has_switched(facts)
     for rule, purposes in RULES.items():
-        if facts.purpose in purposes:
+        if facts.purpose in purposes and not (underway and rule in TO_BEGIN):
             found += [Reason(reason.text, reason.source, rule.__name__) for reason in rule(facts)]
     return tuple(found)
 
 
-def may_act(facts: Facts) -> Iterator[Reason]:
-    """The actor is an engineer, a lead or a service, serves this customer, and belongs to its team if it names one."""
-    actor, customer = facts.actor, facts.customer
+def entitlement(actor: Person, customer: Customer | None, places: Mapping[str, str]) -> Iterator[Reason]:
+    """Every reason why this person may not change anything for this customer (None: for the products of all).
+
+    Who acts is an engineer, a lead or a service, serves the customer, and belongs to its team if it names one.
+    """
     if not {"engineer", "lead", "service"} & set(actor.roles):
-        yield Reason(f"{actor.key} has none of the roles engineer, lead, service", facts.places.get("people"))
+        yield Reason(f"{actor.key} has none of the roles engineer, lead, service", places.get("people"))
+    if customer is None:
+        return
     if not actor.serves(customer.key):
-        yield Reason(f"{actor.key} does not serve {customer.key}", facts.places.get("people"))
+        yield Reason(f"{actor.key} does not serve {customer.key}", places.get("people"))
     elif customer.team and actor.key not in customer.team:
-        yield Reason(f"{actor.key} is not in the team of {customer.key}", facts.places.get("team"))
+        yield Reason(f"{actor.key} is not in the team of {customer.key}", places.get("team"))
+
+
+def may_act(facts: Facts) -> Iterator[Reason]:
+    """The actor may change something for this customer."""
+    yield from entitlement(facts.actor, facts.customer, facts.places)
 
 
 def has_a_ticket(facts: Facts) -> Iterator[Reason]:
@@ -103,7 +117,19 @@ def nobody_else_is_deploying(facts: Facts) -> Iterator[Reason]:
     if running is not None and not facts.resumes:
         yield Reason(
             f"deployment {running.deployment} of {running.release} ({running.purpose}) on {facts.environment.key} "
-            f"has no outcome yet; started {_at(running.at)} by {running.by}",
+            f"has no outcome yet; started {_at(running.at)} by {running.by}; the same command again resumes it, "
+            "rollback brings it back",
+            running.record,
+        )
+
+
+def resumes_the_same(facts: Facts) -> Iterator[Reason]:
+    """An open deployment is finished with the content that it began with, or not at all."""
+    running = facts.state.environment(facts.environment.key).running
+    if running is not None and facts.resumes and running.content != facts.content:
+        yield Reason(
+            f"deployment {running.deployment} began with content {running.content[:12]}, which is {facts.content[:12]} now "
+            "(the playbook was changed)",
             running.record,
         )
 
@@ -198,7 +224,15 @@ def every_migration_has_a_step(facts: Facts) -> Iterator[Reason]:
 def rehearsed_on_test(facts: Facts) -> Iterator[Reason]:
     """Production gets only scripts that ran on this customer's test."""
     for script in facts.unrehearsed:
-        yield Reason(f"migration {script} has not run on test")
+        yield Reason(f"migration {script} has not run on test as it is in {facts.release.name}")
+
+
+def ledger_is_sound(facts: Facts) -> Iterator[Reason]:
+    """Every record is as it was signed, by a key of people.yaml: a decision is believed only then."""
+    for finding in facts.findings[:5]:
+        yield Reason(f"the ledger does not verify: {finding.text}", finding.source)
+    if len(facts.findings) > 5:
+        yield Reason(f"and {len(facts.findings) - 5} more findings: invoke ledger.verify customer={facts.customer.key}")
 
 
 def signed_off(facts: Facts) -> Iterator[Reason]:
@@ -230,6 +264,12 @@ def signed_off(facts: Facts) -> Iterator[Reason]:
         )
     if sign_off.by is not None and sign_off.by not in facts.customer.approvers:
         yield Reason(f"{sign_off.by}, who decided, is not an approver of {customer}", facts.places.get("approvers"))
+    if sign_off.entered_by is not None:
+        if facts.entered_by is None:
+            yield Reason(f"{sign_off.entered_by}, who entered the decision, is not in people.yaml", sign_off.record)
+        else:
+            for reason in entitlement(facts.entered_by, facts.customer, facts.places):
+                yield Reason(f"the decision was entered by somebody who may not: {reason.text}", sign_off.record)
 
 
 def test_still_holds_it(facts: Facts) -> Iterator[Reason]:
@@ -259,12 +299,14 @@ def approver_is_not_the_deployer(facts: Facts) -> Iterator[Reason]:
 RULES: dict[Rule, frozenset[Purpose]] = {
     may_act: frozenset({"deploy", "promote", "rollback"}),
     has_a_ticket: frozenset({"deploy", "promote", "rollback"}),
+    ledger_is_sound: frozenset({"promote"}),
     signed_off: frozenset({"promote"}),
     test_still_holds_it: frozenset({"promote"}),
     approver_is_not_the_deployer: frozenset({"promote"}),
     keeps_every_patch: frozenset({"promote"}),
     rehearsed_on_test: frozenset({"promote"}),
     nobody_else_is_deploying: frozenset({"deploy", "promote", "rollback"}),
+    resumes_the_same: frozenset({"deploy", "promote"}),
     not_quarantined: frozenset({"deploy", "promote", "rollback"}),
     not_frozen: frozenset({"deploy", "promote"}),
     inside_a_window: frozenset({"deploy", "promote"}),
@@ -273,6 +315,17 @@ RULES: dict[Rule, frozenset[Purpose]] = {
     migrations_are_as_they_ran: frozenset({"deploy", "promote"}),
     every_migration_has_a_step: frozenset({"deploy", "promote"}),
 }
+
+TO_BEGIN: frozenset[Rule] = frozenset(
+    {signed_off, test_still_holds_it, approver_is_not_the_deployer, not_frozen, inside_a_window}
+)
+"""What is asked to begin, and not again once a host has switched: a deployment that is half done is finished as it was
+signed off (:func:`resumes_the_same`), or brought back by ``rollback``, but never left half done because a window closed."""
+
+
+def _has_switched(facts: Facts) -> bool:
+    running = facts.state.environment(facts.environment.key).running
+    return running is not None and any(host.current == running.release for host in facts.hosts)
 
 
 # --- the decision itself ---------------------------------------------------------------------------------------------
@@ -297,11 +350,24 @@ def decision_refusals(
         yield Reason(f"{by} is not in people.yaml", places.get("people"))
     if by == actor.key:
         yield Reason(f"{by} cannot both decide for the customer and enter the decision")
+    yield from entitlement(actor, customer, places)
     if sign_off is None:
         yield Reason(f"nothing was put before {customer.key} yet: nothing was deployed to test")
     elif sign_off.status == "superseded":
         yield Reason(f"the request for {sign_off.release} is superseded: {sign_off.reason}", sign_off.request)
     else:
+        if sign_off.page is None:
+            yield Reason(
+                f"no page of {sign_off.release} was put before {customer.key} yet: invoke signoff.page "
+                f"customer={customer.key}",
+                sign_off.request,
+            )
+        if sign_off.status == "rejected" and sign_off.by != by:
+            yield Reason(
+                f"{sign_off.by} rejected {sign_off.release}: only {sign_off.by} may decide anew, or a new deployment to "
+                "test asks anew",
+                sign_off.record,
+            )
         installed = state.environment("test").installed
         if installed is not None and installed.release != sign_off.release:
             yield Reason(f"test holds {installed.release} now, not {sign_off.release}", installed.record)

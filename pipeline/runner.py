@@ -12,19 +12,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.client import HTTPException, HTTPResponse
 from typing import Any
-from urllib.parse import urlsplit
 
 from pipeline.databases import Database
 from pipeline.errors import Failed, PartlyDone, PipelineError, Reason, Unreachable
 from pipeline.host import Host
 from pipeline.host_journal import JournalEntry
+from pipeline.http_check import get
 from pipeline.model import Manifest, Outcome, Script
 from pipeline.operations import Backup, Command, Http, Migrate, Operation, Probe, Render, Switch, Upload
 from pipeline.playbook import Action, Plan
 from pipeline.transports import LineCut, Result
 from pipeline.way_back import way_back
+
+ATTEMPT_SECONDS = 10.0
+"""After so long one question of a check is given up and asked anew: who was starting may answer the next."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def run(plan: Plan, ground: Ground, before: Plan | None, *, past_return: bool = 
     """Does every action of ``plan``; on a failure goes the way back to ``before``.
 
     ``past_return`` says that an earlier attempt of this run has already applied a migration past the point of no return.
-    LineCut and everything that is not a PipelineError pass through: the attempt stays open and can be resumed.
+    LineCut, KeyboardInterrupt and SystemExit pass through: the attempt stays open and can be resumed. Any other
+    exception, also one that nobody thought of, is a failed action.
     """
     report = Report(past_return=past_return)
     for name in dict.fromkeys(action.host for action in plan.actions):
@@ -88,8 +91,8 @@ def run(plan: Plan, ground: Ground, before: Plan | None, *, past_return: bool = 
             _do(action, plan, ground, report)
         except LineCut:
             raise
-        except PipelineError as error:
-            report.outcome, report.failed, report.error = "failed", action, error
+        except Exception as error:
+            report.outcome, report.failed, report.error = "failed", action, _told(ground, action, error)
             break
         report.done.append(action)
     else:
@@ -101,6 +104,16 @@ def run(plan: Plan, ground: Ground, before: Plan | None, *, past_return: bool = 
         return report
     # The failed action may have done part of its work, so it is taken back as well.
     _go_back(plan, ground, before, report, [*report.done, report.failed])
+    return report
+
+
+def bring_back(plan: Plan, ground: Ground, before: Plan | None) -> Report:
+    """The way back from a run that was left open: as if every action had been done, since any of them may have been."""
+    report = Report(outcome="failed", error=Failed("it was left open, and is brought back by rollback"))
+    for name in dict.fromkeys(action.host for action in plan.actions):
+        ground.hosts[name].prepare()
+        _journal(ground, plan.release, name, "deployment-started", None)
+    _go_back(plan, ground, before, report, list(plan.actions))
     return report
 
 
@@ -119,15 +132,28 @@ def _go_back(plan: Plan, ground: Ground, before: Plan | None, report: Report, do
         except LineCut as error:
             report.trouble = Unreachable(str(error))
             break
-        except PipelineError as error:
-            report.trouble = error
+        except Exception as error:
+            report.trouble = _told(ground, action, error)
             break
         report.back.append(action)
     for name in dict.fromkeys(action.host for action in done):
         try:
             _journal(ground, plan.release, name, "deployment-finished", "failed")
-        except (PipelineError, LineCut) as error:
+        except Exception as error:
             report.trouble = report.trouble or Unreachable(f"the journal of {name} could not be written: {error}")
+
+
+def _told(ground: Ground, action: Action, error: Exception) -> PipelineError:
+    """The error as one of ours; of an unexpected one only its type and its first words."""
+    if isinstance(error, PipelineError):
+        return error
+    words = " ".join(ground.conceal(str(error)).split())[:200]
+    return Failed(
+        f"{action.title} ended unexpectedly on {action.host}: {type(error).__name__}",
+        reasons=[Reason(words, action.host)] if words else (),
+        state="",
+        details={"exception": type(error).__name__},
+    )
 
 
 def _journal(ground: Ground, release: str, host: str, what: str, outcome: Outcome | None) -> None:
@@ -184,9 +210,10 @@ def _migrate(action: Action, plan: Plan, ground: Ground, report: Report) -> None
             try:
                 if database.apply(script, sql, fence=ground.fence, run=ground.run, release=plan.release):
                     report.scripts.append(name)
-            except PartlyDone:
+            except Exception as error:
                 # It may have been applied, so the old code may not run any more.
-                report.past_return = report.past_return or after_switch
+                if isinstance(error, PartlyDone) or not isinstance(error, PipelineError):
+                    report.past_return = report.past_return or after_switch
                 raise
             report.past_return = report.past_return or after_switch
     finally:
@@ -223,39 +250,22 @@ def _http(action: Action, plan: Plan, ground: Ground, report: Report) -> None:
     deadline = time.monotonic() + what.within
     while True:
         try:
-            status, body = _get(ground.hosts[action.host], what.url)
+            left = min(ATTEMPT_SECONDS, max(1.0, deadline - time.monotonic()))
+            status, body = get(ground.hosts[action.host].transport.dial, what.url, left)
             if status != what.status:
                 seen = f"it answered with status {status}, not {what.status}"
             elif what.contains is not None and what.contains not in body:
                 seen = f"its answer does not contain {what.contains!r}: {ground.conceal(body)[:200]!r}"
             else:
                 break
-        except (OSError, HTTPException, Unreachable) as error:
-            seen = f"it did not answer: {error.what if isinstance(error, PipelineError) else error}"
+        except (OSError, Unreachable) as error:
+            said = error.what if isinstance(error, PipelineError) else str(error)
+            seen = f"it did not answer: {ground.conceal(said)}"
         if time.monotonic() >= deadline:
             report.checks.append({"title": action.title, "host": action.host, "outcome": "failed"})
             raise Failed(f"check failed on {action.host}: {what.url}", reasons=[Reason(seen, action.host)])
         time.sleep(0.2)
     report.checks.append({"title": action.title, "host": action.host, "outcome": "ok"})
-
-
-def _get(host: Host, url: str) -> tuple[int, str]:
-    """Status and the first 64 KiB of the answer, asked for from the host itself."""
-    parts = urlsplit(url)
-    address, port = parts.hostname or "127.0.0.1", parts.port or 80
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    connection = host.transport.dial(address, port)
-    try:
-        connection.settimeout(10)
-        request = (
-            f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nUser-Agent: tma-pipeline\r\nConnection: close\r\n\r\n"
-        )
-        connection.sendall(request.encode("ascii", "replace"))
-        answer = HTTPResponse(connection)
-        answer.begin()
-        return answer.status, answer.read(65536).decode("utf-8", "replace")
-    finally:
-        connection.close()
 
 
 def _probe(action: Action, plan: Plan, ground: Ground, report: Report) -> None:

@@ -15,6 +15,7 @@ from pydantic import Field
 from pipeline.model import Decision, Instant, Noun, ObjectId, Record, Sha256, TicketRef
 
 STATE_SCHEMA = 1
+"""Raise it with every change of these models or of the fold: a state.json of an older schema is folded anew."""
 
 
 class Deployed(Noun):
@@ -55,7 +56,9 @@ class EnvironmentState(Noun):
     running: Running | None = None
     quarantined: str | None = Field(None, description="the deployment whose way back failed")
     left: tuple[str, ...] = Field((), description="releases that this environment was rolled back from")
-    applied: tuple[str, ...] = Field((), description="migrations that deployments here have applied")
+    applied: dict[str, str] = Field(
+        default_factory=dict, description="migrations that deployments here have applied, with their checksums"
+    )
 
 
 class ReleaseState(Noun):
@@ -279,28 +282,33 @@ def _deployment_started(state: State, record: Record) -> dict[str, Any]:
     }
 
 
+def _deployed(record: Record) -> Deployed:
+    """What the record says is installed on its environment now."""
+    assert record.release is not None
+    assert record.content is not None
+    return Deployed(
+        release=record.release,
+        content=record.content,
+        settings=record.details.get("settings"),
+        deployment=record.details["deployment"],
+        purpose=record.details["purpose"],
+        record=record.id,
+        at=record.at,
+        by=record.actor.key,
+        commit=next((move.new for move in record.moves if "/env/" in move.ref), None),
+        tickets=record.tickets,
+        checks=tuple(record.details.get("checks", ())),
+    )
+
+
 def _deployment_finished(state: State, record: Record) -> dict[str, Any]:
     assert record.environment is not None
     assert record.release is not None
     assert record.content is not None
     before = state.environment(record.environment)
-    applied = (*before.applied, *(s for s in record.details.get("scripts", ()) if s not in before.applied))
-    update: dict[str, Any] = {"running": None, "applied": applied}
+    update: dict[str, Any] = {"running": None, "applied": {**before.applied, **record.details.get("scripts", {})}}
     if record.outcome == "ok":
-        commit = next((move.new for move in record.moves if "/env/" in move.ref), None)
-        installed = Deployed(
-            release=record.release,
-            content=record.content,
-            settings=record.details.get("settings"),
-            deployment=record.details["deployment"],
-            purpose=record.details["purpose"],
-            record=record.id,
-            at=record.at,
-            by=record.actor.key,
-            commit=commit,
-            tickets=record.tickets,
-            checks=tuple(record.details.get("checks", ())),
-        )
+        installed = _deployed(record)
         if before.installed is not None:
             update["earlier"] = (*before.earlier, before.installed)
         update["installed"] = installed
@@ -398,10 +406,22 @@ def _migration_accepted(state: State, record: Record) -> dict[str, Any]:
 
 
 def _lock_released(state: State, record: Record) -> dict[str, Any]:
+    """``ends`` says what is let go: a ``lease`` (nothing here), a ``quarantine``, or a ``deployment`` that stays as it is."""
     assert record.environment is not None
     before = state.environment(record.environment)
-    applied = (*before.applied, *(s for s in record.details.get("scripts", ()) if s not in before.applied))
-    update: dict[str, Any] = {"running": None, "quarantined": None, "applied": applied}
+    ends = record.details["ends"]
+    if ends == "lease":
+        return {}
+    update: dict[str, Any] = {
+        "quarantined": None,
+        "applied": {**before.applied, **record.details.get("scripts", {})},
+    }
+    if ends == "deployment":
+        update["running"] = None
+    if any("/env/" in move.ref for move in record.moves):
+        update["installed"] = _deployed(record)
+        if before.installed is not None:
+            update["earlier"] = (*before.earlier, before.installed)
     return {"environments": _with_environment(state, record.environment, **update)}
 
 

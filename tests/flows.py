@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import pytest
 
+from pipeline.errors import Refused
 from pipeline.host import Host
 from pipeline.installation import Installation
 from pipeline.ledger import Ledger
@@ -73,8 +75,13 @@ class Flow(Sample):
         return done
 
     def decide(self, decision: str = "approved", by: str = "claire", **more: Any) -> sign_offs.DecisionRecorded:
+        """The decision, after the page was written (``paged`` False: as it is)."""
         evidence = more.pop("evidence", None) or self.write("mail.eml", "Bonjour, c'est bon. Claire\n")
         session = more.pop("session", None) or self.session()
+        request = Ledger(self.session().repository(), "acme").state().sign_off
+        if more.pop("paged", True) and (request is None or request.page is None):
+            with contextlib.suppress(Refused):
+                sign_offs.write_page(self.session(), customer="acme")
         return sign_offs.record_decision(session, customer="acme", decision=decision, by=by, evidence=evidence, **more)
 
     def promote(self, release: str | None = None) -> DeploymentResult:
@@ -188,6 +195,7 @@ def _tell(base: Path, point: Point, hosts: int) -> Flow:
     folder, ready = base / point, base / f"{point}.ready"
     if ready.exists():
         return Flow.at(folder, datetime.fromisoformat(ready.read_text()))
+    shutil.rmtree(folder, ignore_errors=True)
     points: list[Point] = ["released", "tested", "live", "waiting"]
     if point == "released":
         base.mkdir(exist_ok=True)

@@ -513,6 +513,7 @@ def test_what_verbs_pass_on_is_what_the_workflow_takes(path: str, monkeypatch: p
                 monkeypatch.setattr(module, name, stand_in(function))
     monkeypatch.setattr(Command, "session", None)
     monkeypatch.setattr(Command, "folder", PROJECT)
+    monkeypatch.setattr(Command, "ask_before_erasing", lambda *_: called.append("asked"))
     monkeypatch.setattr(Command, "ask_before", lambda *_: called.append("asked"))
     command = Command(verb, {}, Output(), {})
     given = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import subprocess
 import zlib
 from datetime import timedelta
@@ -216,6 +217,35 @@ def test_the_state_of_an_earlier_instant_is_the_fold_until_then(ledger: Ledger, 
     assert ledger.state_at(NOW + timedelta(days=1)) == ledger.state()
 
 
+def test_a_state_of_an_older_schema_is_folded_anew(
+    ledger: Ledger, jane: Signer, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.append(jane, lambda state: [ticket(1)])
+    old = json.loads(ledger.repository.read(f"{LEDGER}:state.json") or b"")
+    rewrite(ledger, {"state.json": canonical({**old, "schema_version": 0, "tickets": {}, "gone": 1})})
+    assert list(ledger.state().tickets) == ["ACME-1"]
+    assert ledger.verify(people) == []
+    ledger.append(jane, lambda state: [ticket(2)])
+    assert json.loads(ledger.repository.read(f"{LEDGER}:state.json") or b"")["schema_version"] == 1
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_ledger_that_was_cut_short_is_refused_by_who_has_seen_more(ledger: Ledger, jane: Signer, kept: bool) -> None:
+    repository = ledger.repository
+    ledger.append(jane, lambda state: [ticket(1)])
+    ledger.append(jane, lambda state: [ticket(2)])
+    tip = repository.ref(LEDGER)
+    assert tip is not None
+    before = repository.commit_info(tip).parents[0]
+    repository.move([RefMove(ref=LEDGER, old=tip, new=before if kept else None)])
+    for decision in (ledger.complete, lambda: ledger.append(jane, lambda state: pytest.fail("decided"))):
+        with pytest.raises(Refused, match="cut short or rewritten") as refused:
+            decision()
+        assert tip in str(refused.value)
+    repository.move([RefMove(ref=LEDGER, old=before if kept else None, new=tip)])
+    assert ledger.complete() == []
+
+
 @pytest.mark.parametrize("noun", ["state", "record"])
 def test_nothing_is_decided_on_a_newer_schema(ledger: Ledger, jane: Signer, noun: str) -> None:
     [record] = ledger.append(jane, lambda state: [ticket(1)])
@@ -293,7 +323,11 @@ def test_a_rewritten_line_is_refused(ledger: Ledger, jane: Signer) -> None:
 
 
 def rewrite(ledger: Ledger, changes: dict[str, bytes | None], ref: str = LEDGER) -> None:
-    """Another tree under the tip, as an attacker with write access would put it: same parents, same message."""
+    """Another tree under the tip, as an attacker with write access would put it: same parents, same message.
+
+    Seen from a machine that has not seen the ledger before: one that has refuses whatever is in it.
+    """
+    shutil.rmtree(ledger.repository.path / "seen", ignore_errors=True)
     info = ledger.repository.commit_info(ref)
     new = ledger.repository.write_commits(
         [

@@ -150,7 +150,7 @@ except PipelineError as error:
         (["production"], "yes\n", "the name typed is not acme"),
         (["production"], "\n", "the name typed is not acme"),
         (["production"], "\x04", "Nothing was changed."),
-        (["production", "refused"], None, "promote cannot change production of acme."),
+        (["production", "refused"], None, "promote cannot be done for acme."),
         (["production", "--yes"], None, "went on True"),
         (["production", "--dry-run"], None, "went on False"),
         (["test"], None, "went on True"),

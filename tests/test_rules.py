@@ -189,6 +189,24 @@ TABLE = [
         ("has_a_ticket", "ticket ACME-8 is not known to the tracker ledger", None),
         ("has_a_ticket", "ticket ACME-9 is not known to the tracker ledger", None),
     ),
+    # ledger_is_sound
+    *[
+        row(
+            f"{count} findings",
+            PROMOTE,
+            having(findings=[Reason(f"finding {n}", f"record {n}") for n in range(count)]),
+            *[
+                ("ledger_is_sound", f"the ledger does not verify: finding {n}", f"record {n}")
+                for n in range(min(count, 5))
+            ],
+            *rest,
+        )
+        for count, rest in (
+            (1, ()),
+            (5, ()),
+            (7, (("ledger_is_sound", "and 2 more findings: invoke ledger.verify customer=acme", None),)),
+        )
+    ],
     # signed_off
     row(
         "open",

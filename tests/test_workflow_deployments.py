@@ -168,14 +168,16 @@ def test_every_byte_that_was_signed_off_counts(waiting: Flow) -> None:
     assert waiting.current("production") == "releases/1.0.0+1"
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_who_and_where_count_as_well(waiting: Flow) -> None:
     waiting.decide()
     people = "environments/people.yaml"
     waiting.edit(people, "roles: [engineer]", "roles: [auditor]")
-    assert set(waiting.refusals()) == {"may_act"}
+    with pytest.raises(Refused, match="none of the roles"):
+        waiting.promote()
     waiting.edit(people, "roles: [auditor]", "roles: [engineer]\n    customers: [other]")
-    assert "does not serve acme" in waiting.refusals()["may_act"][0]
+    with pytest.raises(Refused, match="does not serve acme"):
+        waiting.promote()
     waiting.edit(people, "\n    customers: [other]", "")
     waiting.person("carl", "approver")
     waiting.edit("environments/acme/customer.yaml", "approvers: [claire]", "approvers: [carl]")
@@ -195,7 +197,7 @@ def test_who_and_where_count_as_well(waiting: Flow) -> None:
     assert "deployment 0004 put 1.0.0+1 on test" in found["signed_off"][0]
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_a_release_without_the_installed_fix_does_not_follow_it(waiting: Flow) -> None:
     """The hotfix story: 1.1.0+1 waits, production is fixed, and 1.1.0 comes again with the fix."""
     waiting.decide()
@@ -219,6 +221,7 @@ def test_a_release_without_the_installed_fix_does_not_follow_it(waiting: Flow) -
     assert (waiting.host("production") / "current" / "app.txt").read_text().endswith("line 5\n")
     # Back to what lacks the fix, as a rollback may.
     assert waiting.rollback("production").release == fixed
+    assert "production was rolled back from it" in waiting.refusals()["signed_off"][0]
     waiting.check_sound()
 
 
@@ -237,7 +240,7 @@ def test_a_broken_release_is_brought_back(tested: Flow) -> None:
     record = tested.records("deployment-finished")[-1]
     assert (record.outcome, record.release, record.moves[0].ref) == ("failed", name, "refs/heads/acme/texts")
     assert record.details["back_to"] == "1.0.0+1"
-    assert tested.state().environment("test").applied == ("001_base.sql", "002_price.sql", "003_more.sql")
+    assert tested.state().environment("test").applied.keys() == {"001_base.sql", "002_price.sql", "003_more.sql"}
     # What it was asked for before is on test as before; the mended release finds its scripts applied.
     assert tested.state().sign_offs[-1].status == "open"
     tested.make("1.2.1", {"app.txt": "depot 1.2.1\n" + LINES})
@@ -246,6 +249,7 @@ def test_a_broken_release_is_brought_back(tested: Flow) -> None:
     tested.check_sound()
 
 
+@pytest.mark.slow
 def test_a_broken_first_deployment_leaves_nothing(released: Flow) -> None:
     released.make("1.2.0", {"app.txt": BROKEN})
     with pytest.raises(Failed, match="it serves this release") as failed:
@@ -260,7 +264,7 @@ def test_a_broken_first_deployment_leaves_nothing(released: Flow) -> None:
     released.check_sound()
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_a_failing_migration_stops_it_and_the_old_release_serves(tested: Flow) -> None:
     script = "CREATE TABLE half (id INTEGER);\nALTER TABLE nowhere ADD COLUMN x INTEGER;\n"
     tested.make("1.2.0", {"migrations/003_more.sql": script})
@@ -284,7 +288,7 @@ def test_a_template_that_cannot_be_filled_in_is_found_before_anything_is_announc
     assert tested.current("test") == "releases/1.0.0+1"
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_past_the_point_of_no_return_there_is_no_way_back_but_a_way_on(tested: Flow) -> None:
     tested.make(
         "1.2.0",
@@ -296,14 +300,14 @@ def test_past_the_point_of_no_return_there_is_no_way_back_but_a_way_on(tested: F
     tested.sql("test", "INSERT INTO item (name) VALUES ('double'), ('double')")
     with pytest.raises(PartlyDone, match="failed after the point of no return") as partly:
         tested.deploy()
-    assert partly.value.next_commands == ("invoke deploy customer=acme release=1.2.0+1 env=test",)
+    assert partly.value.next_commands[0] == "invoke deploy customer=acme release=1.2.0+1 env=test"
     assert "003_post_drop.sql" in partly.value.state
     assert tested.served("test") == "depot 1.2.0"
     assert tested.state().environment("test").running is not None
     assert overview.status(tested.session()).rows[0]["note"] == "deployment 0002 of 1.2.0+1 has no outcome yet"
     with pytest.raises(Refused, match="has no outcome yet"):
         tested.deploy("1.0.0+1")
-    with pytest.raises(Refused, match="cannot be released while hosts hold something else"):
+    with pytest.raises(Refused, match="deployment 0002 is open"):
         deployments.release_lock(tested.session(), customer="acme", environment="test", reason="I want to")
     with pytest.raises(PartlyDone, match="failed after the point of no return"):
         tested.deploy()
@@ -317,7 +321,7 @@ def test_past_the_point_of_no_return_there_is_no_way_back_but_a_way_on(tested: F
     tested.check_sound()
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_a_first_contract_script_that_fails_is_before_the_point_of_no_return(tested: Flow) -> None:
     tested.make("1.2.0", {"migrations/003_post_x.sql": "ALTER TABLE nowhere ADD COLUMN x INTEGER;\n"})
     with pytest.raises(Failed, match="apply 1 migration"):
@@ -326,7 +330,7 @@ def test_a_first_contract_script_that_fails_is_before_the_point_of_no_return(tes
     tested.check_sound()
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_a_way_back_that_fails_quarantines(live: Flow) -> None:
     """The old release's own restart fails on the way back: nothing happens by itself until a person has looked."""
     live.make("1.2.0", {"app.txt": BROKEN})
@@ -351,7 +355,7 @@ def test_a_way_back_that_fails_quarantines(live: Flow) -> None:
     link = live.host("test") / "current"
     link.unlink()
     link.symlink_to("releases/1.2.0+1")
-    with pytest.raises(Refused, match="cannot be released while hosts hold something else") as refused:
+    with pytest.raises(Refused, match="not every host holds") as refused:
         deployments.release_lock(live.session(), customer="acme", environment="test", reason="looked")
     assert [reason.source for reason in refused.value.reasons] == ["app1"]
     assert live.state().environment("test").quarantined == "0003"
@@ -371,7 +375,7 @@ def test_a_way_back_that_fails_quarantines(live: Flow) -> None:
 # --- back --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_rollback_skips_what_was_rolled_back_from(waiting: Flow) -> None:
     waiting.decide()
     waiting.promote()
@@ -389,7 +393,7 @@ def test_rollback_skips_what_was_rolled_back_from(waiting: Flow) -> None:
     assert waiting.served("test") == "depot 1.1.0"
     assert waiting.migrated("test")[-1] == "003_more.sql"
     # The page and the decision are about what is on test, and that is another release now.
-    with pytest.raises(Refused, match=r"test holds 1\.1\.0\+1 now, not 1\.2\.0\+1"):
+    with pytest.raises(Refused, match=r"test (of acme no longer holds 1\.2\.0\+1|holds 1\.1\.0\+1 now)"):
         waiting.decide()
     assert waiting.rollback("test").release == "1.0.0+1"
     with pytest.raises(Refused, match="no release before") as refused:
@@ -408,7 +412,7 @@ def test_rollback_skips_what_was_rolled_back_from(waiting: Flow) -> None:
     assert waiting.state().environment("test").left == ("1.2.0+1",)
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_a_rollback_uses_the_playbook_frozen_with_its_release(waiting: Flow) -> None:
     waiting.edit("playbooks/depot.yaml", "bin/restart", "bin/no-such-program")
     assert waiting.rollback("test").release == "1.0.0+1"
@@ -419,7 +423,7 @@ def test_a_rollback_uses_the_playbook_frozen_with_its_release(waiting: Flow) -> 
 # --- hosts -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_two_hosts_one_after_the_other_and_both_back(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     flow = told(tmp_path_factory, tmp_path, "tested", hosts=2)
     assert [flow.served("test", number) for number in (1, 2)] == ["depot 1.0.0"] * 2
@@ -454,7 +458,7 @@ def test_a_target_that_holds_what_we_did_not_put_there_is_not_touched(released: 
     assert sorted(path.name for path in folder.rglob("*")) == ["current", "index.php"]
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_a_host_that_was_changed_by_hand(tested: Flow) -> None:
     link = tested.host("test") / "current"
     shutil.copytree(tested.host("test") / "releases" / "1.0.0+1", tested.host("test") / "releases" / "0.9.0+1")
@@ -479,7 +483,7 @@ def test_a_host_that_was_changed_by_hand(tested: Flow) -> None:
 # --- migrations --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_an_edited_migration_stops_everything_until_this_very_edit_is_accepted(live: Flow) -> None:
     base = "CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT);\n"
     live.make("1.2.0", {"migrations/001_base.sql": base + "-- a comment\n"})
@@ -511,7 +515,7 @@ def test_an_edited_migration_stops_everything_until_this_very_edit_is_accepted(l
     live.check_sound()
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_a_migration_that_vanished_and_one_that_no_step_runs(waiting: Flow) -> None:
     waiting.git(waiting.product, "mv", "migrations/002_price.sql", "migrations/002_prix.sql")
     waiting.make("1.2.0", {"migrations/002_prix.sql": "SELECT 1;\n"})
@@ -529,7 +533,7 @@ def test_a_migration_that_vanished_and_one_that_no_step_runs(waiting: Flow) -> N
         waiting.deploy()
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_what_an_abandoned_run_applied_counts_as_rehearsed(live: Flow) -> None:
     """Its scripts stay in test's database, and the next run finds nothing to apply: production must get them."""
 
@@ -543,13 +547,14 @@ def test_what_an_abandoned_run_applied_counts_as_rehearsed(live: Flow) -> None:
         deployments.deploy(session, customer="acme")
     with pytest.raises(Refused):
         live.deploy("1.0.0+1")
-    deployments.release_lock(live.session(), customer="acme", environment="test", reason="not today")
+    deployments.rollback(live.session(), customer="acme", environment="test")
     assert live.deploy().migrations == ()
     live.decide()
     assert live.promote().migrations == ("002_price.sql",)
     live.check_sound()
 
 
+@pytest.mark.slow
 def test_a_lock_of_a_live_run_is_not_released(tested: Flow) -> None:
     tested.release("1.1.0")
 

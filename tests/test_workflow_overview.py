@@ -1,4 +1,7 @@
-"""Who runs what, now and then; who waits for whom; what happened; what stands on a ticket."""
+"""Who runs what, now and then; who waits for whom; what happened; what stands on a ticket.
+
+What is marked live here needs no server, but more time than ``make quick`` has.
+"""
 
 from __future__ import annotations
 
@@ -107,6 +110,7 @@ def test_history_and_tickets_tell_the_same_story(waiting: Flow) -> None:
     assert waiting.ticket("Autre") == "ACME-2"
 
 
+@pytest.mark.slow
 def test_a_ticket_is_not_closed_under_a_deployment(waiting: Flow) -> None:
     def close(line: str) -> None:
         if "back up" in line:

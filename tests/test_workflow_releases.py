@@ -1,4 +1,7 @@
-"""Products, lines, releases and patches: what becomes of a version, and that nothing is ever half-merged."""
+"""Products, lines, releases and patches: what becomes of a version, and that nothing is ever half-merged.
+
+What is marked live here needs no server, but more time than ``make quick`` has.
+"""
 
 from __future__ import annotations
 
@@ -124,6 +127,7 @@ def test_from_the_product_to_the_first_release(tmp_path: Path) -> None:
     assert flow.ledger.verify(flow.session().workspace.people) == []
 
 
+@pytest.mark.slow
 def test_a_version_that_was_tagged_anew_is_refused(released: Flow) -> None:
     before = released.refs()
     released.git(released.product, "tag", "-f", "v1.1.0", "v1.0.0")
@@ -229,6 +233,7 @@ def test_a_patch_is_the_installed_release_and_the_fix_and_on_the_line(live: Flow
     assert live.ledger.verify(live.session().workspace.people) == []
 
 
+@pytest.mark.slow
 def test_a_patch_as_a_diff(live: Flow) -> None:
     diff = "--- a/app.txt\n+++ b/app.txt\n@@ -4,2 +4,2 @@\n line four\n-line five\n+line 5\n"
     live.write("fix.diff", diff)
@@ -263,6 +268,7 @@ def test_a_patch_that_conflicts_with_the_line_moves_nothing_and_is_finished_by_a
     assert live.ledger.verify(live.session().workspace.people) == []
 
 
+@pytest.mark.slow
 def test_refused_work_on_a_line_that_was_rewritten(live: Flow) -> None:
     """Nothing is decided for a line that no longer holds what was recorded; the error names the way back."""
     ref, tip = "refs/heads/acme/main", live.refs()["refs/heads/acme/main"]

@@ -1,4 +1,7 @@
-"""Two workspaces, each with its own mirror of one bare remote: what one does the other sees, and nothing is lost."""
+"""Two workspaces, each with its own mirror of one bare remote: what one does the other sees, and nothing is lost.
+
+What is marked live here needs no server, but more time than ``make quick`` has.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,7 @@ def test_what_one_does_the_other_sees(two: tuple[Flow, Flow, Repository]) -> Non
     assert remote.refs("refs/leases/") == {}
 
 
+@pytest.mark.slow
 def test_a_lease_is_seen_on_the_other_machine(two: tuple[Flow, Flow, Repository]) -> None:
     first, second, _ = two
     first.release("1.1.0")
@@ -81,9 +85,8 @@ def test_a_lease_is_seen_on_the_other_machine(two: tuple[Flow, Flow, Repository]
     assert [record.outcome for record in records if record.kind == "deployment-finished"] == ["ok"] * 3
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_both_at_once_on_one_customer_lose_nothing(two: tuple[Flow, Flow, Repository]) -> None:
-    """Marked live for its time only: two processes that write and deploy for a while."""
     first, second, remote = two
     first.release("1.1.0")
 

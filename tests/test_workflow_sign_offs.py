@@ -1,4 +1,7 @@
-"""The page and the decision: who may decide what, on what, and what is kept of it."""
+"""The page and the decision: who may decide what, on what, and what is kept of it.
+
+What is marked live here needs no server, but more time than ``make quick`` has.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +80,7 @@ def test_the_page_is_written_once_for_each_content(waiting: Flow) -> None:
     assert waiting.ledger.verify(waiting.session().workspace.people) == []
 
 
+@pytest.mark.slow
 def test_there_is_no_page_for_what_is_not_on_test(released: Flow) -> None:
     with pytest.raises(Refused, match="nothing is on test"):
         page(released)
@@ -161,7 +165,7 @@ def test_a_decision_that_contradicts_itself_is_no_decision(tested: Flow, given: 
     if "reservations" in given:
         given = given | {"reservations": (reservations[given["reservations"]],)}
     with pytest.raises(UsageError, match=problem):
-        tested.decide(**given)
+        tested.decide(**given, paged=False)
     assert tested.records("sign-off-recorded") == []
 
 
@@ -187,6 +191,7 @@ def nobody(flow: Flow) -> dict[str, Any]:
 
 
 def the_actor_decides(flow: Flow) -> dict[str, Any]:
+    flow.edit("environments/people.yaml", "roles: [approver]", "roles: [approver, engineer]")
     return {"session": flow.session(signing_key=flow.person("claire", "approver"))}
 
 
@@ -211,7 +216,7 @@ def test_who_may_not_decide(tested: Flow, arrange: Callable[[Flow], dict[str, An
     before = tested.refs()
     for dry_run in (True, False):
         with pytest.raises(Refused, match=problem):
-            tested.decide(**given, dry_run=dry_run)
+            tested.decide(**given, dry_run=dry_run, paged=False)
     assert tested.refs() == before
 
 
@@ -225,9 +230,8 @@ def test_who_signed_it_off_does_not_promote_it(tested: Flow) -> None:
         deployments.promote(tested.session(signing_key=key), customer="acme")
 
 
-@pytest.mark.live
+@pytest.mark.slow
 def test_a_superseded_request_is_decided_no_more(tested: Flow) -> None:
-    """Marked live for its time only: a deployment more."""
     tested.decide()
     tested.release("1.1.0")
     tested.deploy()

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 JSON = Option("print one JSON object instead of text, errors too", name="json", flag=True)
 DRY_RUN = Option("say what would happen and change nothing", name="dry-run", flag=True)
-YES = Option("answer the question that production asks", name="yes", flag=True)
+YES = Option("answer the question that is asked before what cannot be taken back", name="yes", flag=True)
 
 MARK = Path("environments", "workspace.yaml")
 """What makes a folder a workspace."""
@@ -120,33 +120,41 @@ class Command:
         """
         name = self.session.workspace.customer(customer).customer.name
         if environment == "production" and not self.dry_run and not self.yes:
-            if self.output.can_ask:
-                self._show(rehearse(), customer)
-            self._ask(customer, name)
+            self._confirm(customer, name, rehearse, f"{self.verb.name} changes production of {customer} ({name})")
         self.acting = not self.dry_run
+
+    def ask_before_erasing(self, customer: str, rehearse: Callable[[], Answer]) -> None:
+        """The same question before texts are erased for good, in any environment."""
+        name = self.session.workspace.customer(customer).customer.name
+        if not self.dry_run and not self.yes:
+            self._confirm(customer, name, rehearse, f"{self.verb.name} cannot be taken back, for {customer} ({name})")
+        self.acting = not self.dry_run
+
+    def _confirm(self, customer: str, name: str, rehearse: Callable[[], Answer], what: str) -> None:
+        if self.output.can_ask:
+            self._show(rehearse(), customer)
+        self._ask(customer, name, what)
 
     def _show(self, planned: Answer, customer: str) -> None:
         self.output.say("\n".join(planned.lines()))
         refusals = planned.model_dump(mode="json").get("refusals", ())
         if refusals:
             raise Refused(
-                f"{self.verb.name} cannot change production of {customer}.",
+                f"{self.verb.name} cannot be done for {customer}.",
                 reasons=[Reason(refusal["text"], refusal["source"], refusal["rule"]) for refusal in refusals],
                 next_commands=[f"invoke status customer={customer}"],
             )
 
-    def _ask(self, customer: str, name: str) -> None:
-        answer = self.output.ask(
-            f"{self.verb.name} changes production of {customer} ({name}). Type the customer's name to go on:"
-        )
+    def _ask(self, customer: str, name: str, what: str) -> None:
+        answer = self.output.ask(f"{what}. Type the customer's name to go on:")
         if answer is None:
             raise UsageError(
-                f"{self.verb.name} changes production of {customer}, and there is no terminal to ask on",
+                f"{what}, and there is no terminal to ask on",
                 reasons=["without a terminal only --yes answers the question"],
                 next_commands=[f"invoke {self.verb.name} customer={customer} … --yes"],
             )
         if answer not in {customer, name}:
-            raise UsageError(f"the name typed is not {customer}: production is left alone")
+            raise UsageError(f"the name typed is not {customer}: nothing was done")
 
 
 class Verb(Task):  # type: ignore[type-arg]

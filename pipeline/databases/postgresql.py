@@ -5,8 +5,9 @@ as a message of its own the server rolls back. The advisory lock belongs to the 
 runner that blocks on it deadlocks with another's ``CREATE INDEX CONCURRENTLY``.
 
 A script cannot commit by itself: the fence's row points, by a foreign key that is checked at commit, to a row of the
-history that is written only after the script. Libpq speaks no TLS over a unix socket: a server that demands ``hostssl``
-refuses, and the error says so.
+history that is written only after the script. Nor can it change the history or the fence: their rows' places (``ctid``)
+and transactions (``xmin``) are compared before and after it. Libpq speaks no TLS over a unix socket: a server that
+demands ``hostssl`` refuses, and the error says so.
 """
 
 from __future__ import annotations
@@ -50,6 +51,14 @@ _CREATE = sql.SQL(
     "CREATE TABLE {fence} (id smallint PRIMARY KEY CHECK (id = 1), highest bigint NOT NULL, format integer NOT NULL,"
     " script text CONSTRAINT {constraint} REFERENCES {history} (script) DEFERRABLE INITIALLY DEFERRED);"
     "INSERT INTO {fence} VALUES (1, 0, {format}, NULL)"
+)
+
+
+# Which row versions there are: in the script's own transaction no change of a row keeps both. Unlike a row's text it
+# does not depend on what a script SET.
+_MARKS = sql.SQL(
+    "pg_catalog.md5(pg_catalog.string_agg(t.ctid::pg_catalog.text || ' ' || t.xmin::pg_catalog.text, ' '"
+    " ORDER BY t.ctid))"
 )
 
 
@@ -257,13 +266,14 @@ class PostgresqlDatabase:
         row = connection.execute(
             sql.SQL(
                 "UPDATE {fence} SET highest = GREATEST(highest, %s), script = %s"
-                " RETURNING highest, pg_catalog.txid_current(), (SELECT checksum FROM {history} WHERE script = %s)"
-            ).format(fence=self._fence, history=self._history),
+                " RETURNING highest, pg_catalog.txid_current(), (SELECT checksum FROM {history} WHERE script = %s),"
+                " (SELECT {marks} FROM {history} t), ctid::pg_catalog.text"
+            ).format(fence=self._fence, history=self._history, marks=_MARKS),
             [fence, script.id, script.id],
         ).fetchone()
         if row is None:
             raise self._errors.unreadable(f"{FENCE_TABLE} has lost its row")
-        highest, transaction, checksum = row
+        highest, transaction, checksum, *marks = row
         if highest > fence:
             raise self._errors.stale(fence, highest)
         if checksum is not None:
@@ -273,7 +283,7 @@ class PostgresqlDatabase:
         self._run_script(connection, script, text, parts)
         if connection.info.transaction_status != pq.TransactionStatus.INTRANS:
             raise self._errors.escaped(script)
-        self._record(connection, script, transaction, fence, run, release)
+        self._record(connection, script, transaction, marks, fence, run, release)
         connection.execute("COMMIT")
         return True
 
@@ -316,22 +326,38 @@ class PostgresqlDatabase:
         connection: psycopg.Connection[tuple[Any, ...]],
         script: Script,
         transaction: int,
+        marks: list[str | None],
         fence: int,
         run: str,
         release: str,
     ) -> None:
-        """The script's row; PartlyDone when the transaction is not the one that the script began in."""
+        """The script's row; PartlyDone when the transaction is not the one that the script began in.
+
+        Failed when ``marks``, those of the history's rows and the place of the fence's, are not what they were.
+        """
         values = [script.id, script.checksum, script.algorithm, fence, run, release]
         insert = sql.SQL(
             "RESET SESSION AUTHORIZATION; RESET ROLE;"
-            " INSERT INTO {} VALUES ({}, pg_catalog.clock_timestamp()) RETURNING pg_catalog.txid_current()"
-        ).format(self._history, sql.SQL(", ").join(sql.Literal(value) for value in values))
+            " SELECT (SELECT {marks} FROM {history} t),"
+            " (SELECT pg_catalog.string_agg(ctid::pg_catalog.text, ' ') FROM {fence});"
+            " INSERT INTO {history} VALUES ({values}, pg_catalog.clock_timestamp())"
+            " RETURNING pg_catalog.txid_current()"
+        ).format(
+            history=self._history,
+            fence=self._fence,
+            marks=_MARKS,
+            values=sql.SQL(", ").join(sql.Literal(value) for value in values),
+        )
         results = self._send(connection, insert.as_bytes(connection))
         if results[-1].status != pq.ExecStatus.TUPLES_OK:
             message, code = _trouble(results[-1])
             raise self._errors.failed(script, f"its row of the history cannot be written: {message}", code=code)
         if int(results[-1].get_value(0, 0) or b"0") != transaction:
             raise self._errors.escaped(script)
+        now = [value.decode() if value is not None else None for value in map(results[-2].get_value, (0, 0), (0, 1))]
+        if now != marks:
+            table = HISTORY_TABLE if now[0] != marks[0] else FENCE_TABLE
+            raise self._errors.own_history(script, table)
 
     def _ask_again(self, script: Script, run: str) -> bool:
         """What the history says after the connection broke: once the lock is free, the old session is over."""

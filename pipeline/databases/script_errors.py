@@ -104,6 +104,17 @@ class ScriptErrors:
             details={"script": script.id, "line": line},
         )
 
+    def own_history(self, script: Script, table: str, *, line: int | None = None) -> Failed:
+        """A script that writes to the tables in which the pipeline keeps what was applied."""
+        source = script.id if line is None else f"{script.id}:{line}"
+        return Failed(
+            f"migration {script.id} changes the migration history itself.",
+            reasons=[Reason(f"{table} is written by the pipeline only, a row with each script", source)],
+            state=ROLLED_BACK,
+            next_commands=[self.plan],
+            details={"script": script.id, "line": line},
+        )
+
     def escaped(self, script: Script) -> PartlyDone:
         """A script that got out of the transaction all the same, so that a part of it may be committed."""
         return PartlyDone(

@@ -167,6 +167,8 @@ class SqliteDatabase:
             return errors.edited(script, answer["checksum"])
         if script is not None and kind == "own-commit":
             return errors.own_commit(script, message, line=answer["line"])
+        if script is not None and kind == "own-history":
+            return errors.own_history(script, message, line=answer["line"])
         if script is not None and kind == "escaped":
             return errors.escaped(script)
         if script is not None and kind == "script":

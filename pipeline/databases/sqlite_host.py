@@ -3,7 +3,7 @@
 Self-contained: only the standard library of Python 3.7 or newer (annotations are never evaluated), nothing of this
 package. One JSON request comes on standard input and one JSON answer leaves on standard output; ``{"ok": false, "kind":
 …}`` is an answer too. Never ``executescript``: it commits first. A script cannot commit by itself: SQLite's authorizer
-denies it before it runs.
+denies it before it runs. It denies writing to the history and the fence as well.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import sys
 import time
@@ -26,6 +27,16 @@ CREATE = (
     "CREATE TABLE tma_migration_fence (id INTEGER PRIMARY KEY CHECK (id = 1), highest INTEGER NOT NULL,"
     " format INTEGER NOT NULL)",
 )
+OWN_TABLES = ("tma_migration_history", "tma_migration_fence")
+FIRST, SECOND = 1, 2
+# The authorizer's actions that write to a table, and which of its words names it: DELETE, DROP TABLE, INSERT, UPDATE;
+# then CREATE INDEX, CREATE TEMP TRIGGER, CREATE TRIGGER, ALTER TABLE. https://www.sqlite.org/c3ref/c_alter_table.html
+WRITES = {9: FIRST, 11: FIRST, 18: FIRST, 23: FIRST, 1: SECOND, 5: SECOND, 7: SECOND, 26: SECOND}
+# What decides whether a semicolon ends a statement, as sqlite3_complete() reads it; what is not closed goes to the end.
+TOKEN = re.compile(
+    r"""--[^\n]*|/\*.*?(?:\*/|\Z)|'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]*(?:`|\Z)|\[[^\]]*(?:\]|\Z)|;|\bend\b""",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 class Trouble(Exception):
@@ -38,37 +49,63 @@ class Trouble(Exception):
 
 
 class Guard:
-    """The authorizer: while on, it denies to end the transaction or to leave the database's file."""
+    """The authorizer: while on, it denies to end the transaction, to leave the file, and to write to our own tables.
+
+    ``denied`` is what was denied, ``kind`` the answer's word for it.
+    """
 
     def __init__(self) -> None:
         self.on = False
         self.denied: str | None = None
+        self.kind = ""
 
-    def __call__(self, action: int, first: Any, *_: Any) -> int:
+    def __call__(self, action: int, first: Any, second: Any, *_: Any) -> int:
         """SQLITE_OK or SQLITE_DENY for one action of a statement that is being compiled."""
+        if not self.on:
+            return 0
         word = {22: first, 24: "ATTACH", 25: "DETACH"}.get(action)
-        if self.on and word is not None:
-            self.denied = str(word)
+        if word is not None:
+            self.denied, self.kind = str(word), "own-commit"
+            return 1
+        table = {FIRST: first, SECOND: second}.get(WRITES.get(action, 0))
+        if isinstance(table, str) and table.lower() in OWN_TABLES:
+            self.denied, self.kind = table.lower(), "own-history"
             return 1
         return 0
 
 
 def statements(text: str) -> list[tuple[int, str]]:
-    """The script's statements with the line each begins on; SQLite itself says where one is complete."""
-    found = []
-    start = position = 0
-    while True:
-        end = text.find(";", position)
-        piece = text[start:] if end < 0 else text[start : end + 1]
-        if end >= 0 and not sqlite3.complete_statement(piece):
-            position = end + 1
-            continue
+    """The script's statements with the line each begins on; SQLite itself says where one is complete.
+
+    It is asked only where it may say yes, as it reads the statement anew each time: at a semicolon outside of strings
+    and comments, and within a trigger's body only after an END.
+    """
+    found: list[tuple[int, str]] = []
+    start = counted = 0
+    line = 1
+    ask = True
+
+    def take(end: int) -> None:
+        nonlocal counted, line
+        piece = text[start:end]
         lead = beginning(piece)
         if lead < len(piece) and piece[lead:] != ";":
-            found.append((text.count("\n", 0, start + lead) + 1, piece[lead:]))
-        if end < 0:
-            return found
-        start = position = end + 1
+            line += text.count("\n", counted, start + lead)
+            counted = start + lead
+            found.append((line, piece[lead:]))
+
+    for match in TOKEN.finditer(text):
+        found_here = match.group()
+        if found_here != ";":
+            ask = ask or found_here.lower() == "end"
+        elif ask:
+            if sqlite3.complete_statement(text[start : match.end()]):
+                take(match.end())
+                start = match.end()
+            else:
+                ask = False
+    take(len(text))
+    return found
 
 
 def beginning(piece: str) -> int:
@@ -206,7 +243,7 @@ def run_script(connection: sqlite3.Connection, guard: Guard, text: str) -> None:
             words = " ".join(statement[:400].split()).rstrip("; ")
             facts = {"number": number, "line": line, "words": words if len(words) <= 60 else words[:59] + "…"}
             if guard.denied:
-                raise Trouble("own-commit", guard.denied, **facts) from error
+                raise Trouble(guard.kind, guard.denied, **facts) from error
             raise Trouble("script", str(error), code=code_of(error), **facts) from error
         if not connection.in_transaction:
             # ON CONFLICT ROLLBACK and RAISE(ROLLBACK) end it without a statement that the authorizer sees.

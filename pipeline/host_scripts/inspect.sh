@@ -27,10 +27,29 @@ if [ ! -d "$folder" ]; then
     exit 0
 fi
 cd "$folder"
+# The newest entry and the one before. Numbers are counted without starting a program for each: an entry stays for good.
 last=
+before=
+damage=
+count=0
 for entry in journal/[0-9][0-9][0-9][0-9][0-9][0-9]-*.json; do
-    [ ! -f "$entry" ] || last=$entry
+    [ -e "$entry" ] || [ -L "$entry" ] || continue
+    before=$last
+    last=$entry
+    count=$((count + 1))
+    number=${entry#journal/}
+    number=1${number%%-*}
+    if [ -n "$damage" ]; then
+        :
+    elif [ -L "$entry" ] || [ ! -f "$entry" ]; then
+        damage="$entry is not a file"
+    elif [ "$((number - 1000000))" -ne "$count" ]; then
+        damage="entry $count was expected where $entry is"
+    fi
 done
+if [ -d journal ] && { [ ! -r journal ] || [ ! -x journal ]; }; then
+    damage='journal cannot be read by us'
+fi
 for name in * .[!.]* ..?*; do
     [ -e "$name" ] || [ -L "$name" ] || continue
     case $name in
@@ -83,7 +102,21 @@ if [ -d journal ] && [ ! -L journal ]; then
         esac
     done
 fi
-if [ -n "$last" ]; then
-    hash=$(sha256sum "$last")
-    echo "journal ${last#journal/} ${hash%% *}"
+if [ -n "$last" ] && [ -z "$damage" ]; then
+    if ! hashes=$(sha256sum "$last" ${before:+"$before"} 2>/dev/null); then
+        damage="$last or the entry before cannot be read by us"
+    elif [ -n "$(find "$last" -size +128)" ]; then
+        damage="$last is too large for an entry"
+    else
+        say "journal ${last#journal/} ${hashes%% *}"
+        printf 'journal_entry '
+        tr '\n\t' '??' <"$last"
+        echo
+        if [ -n "$before" ]; then
+            hashes=${hashes#*
+}
+            echo "journal_previous ${hashes%% *}"
+        fi
+    fi
 fi
+[ -z "$damage" ] || say "journal_damage $damage"

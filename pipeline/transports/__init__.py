@@ -31,17 +31,45 @@ LARGEST_COMMAND = 120_000
 
 @dataclass(frozen=True)
 class Result:
-    """How a script ended. ``exit_code`` is 128 + n when signal n ended it; ``timed_out``: we ended it, out of time."""
+    """How a script ended. ``exit_code`` is 128 + n when signal n ended it; ``timed_out``: we ended it, out of time.
+
+    ``cut``: the beginning of ``stdout`` is missing, as more came than was to be kept.
+    """
 
     exit_code: int
     stdout: bytes
     stderr: bytes
     timed_out: bool = False
+    cut: bool = False
 
     @property
     def ok(self) -> bool:
         """Whether the exit code is 0."""
         return self.exit_code == 0
+
+
+class Output:
+    """What a script printed: all of it, or the last ``keep`` bytes. Filled by one thread."""
+
+    def __init__(self, keep: int | None) -> None:
+        self._keep = keep
+        self._data = bytearray()
+        self.cut = False
+
+    def add(self, data: bytes) -> None:
+        """Takes the next bytes; what is too old goes in large steps, so that the cost stays linear."""
+        self._data += data
+        if self._keep is not None and len(self._data) > 2 * self._keep:
+            del self._data[: -self._keep]
+            self.cut = True
+
+    def last(self) -> bytes:
+        """What is kept; a background process may still be adding to it."""
+        data = bytes(self._data)
+        if self._keep is None or len(data) <= self._keep:
+            return data
+        self.cut = True
+        return data[-self._keep :]
 
 
 class LineCut(Exception):
@@ -59,12 +87,19 @@ class Transport(Protocol):
         """For messages, for instance ``app1 (deploy@10.0.0.1:22)``."""
 
     def run(
-        self, script: str, arguments: Sequence[str] = (), *, stdin: bytes | Iterable[bytes] = b"", timeout: float = 120
+        self,
+        script: str,
+        arguments: Sequence[str] = (),
+        *,
+        stdin: bytes | Iterable[bytes] = b"",
+        timeout: float = 120,
+        keep: int | None = None,
     ) -> Result:
         """The result of the POSIX ``sh`` script, whatever its exit code.
 
         After ``timeout`` seconds the script is ended on the host (where it has the ``timeout`` program) and the
-        result says ``timed_out``. An exception out of the ``stdin`` iterable ends the script and is raised here.
+        result says ``timed_out``. ``keep``: of the output and of the error output only the last so many bytes are
+        collected; all of it when None. An exception out of the ``stdin`` iterable ends the script and is raised here.
         Raises :class:`LineCut` when the outcome is not known, :class:`pipeline.errors.Unreachable` when the script
         was not started.
         """

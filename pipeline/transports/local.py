@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import Unreachable
-from pipeline.transports import TIMED_OUT, Result, check_command, pieces
+from pipeline.transports import TIMED_OUT, Output, Result, check_command, pieces
 from pipeline.transports.relay import listening
 
 KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ")
@@ -39,7 +39,13 @@ class LocalTransport:
         return self._name
 
     def run(
-        self, script: str, arguments: Sequence[str] = (), *, stdin: bytes | Iterable[bytes] = b"", timeout: float = 120
+        self,
+        script: str,
+        arguments: Sequence[str] = (),
+        *,
+        stdin: bytes | Iterable[bytes] = b"",
+        timeout: float = 120,
+        keep: int | None = None,
     ) -> Result:
         """See :meth:`pipeline.transports.Transport.run`."""
         check_command(script, arguments)
@@ -55,7 +61,7 @@ class LocalTransport:
             )
         except OSError as error:
             raise Unreachable(f"no command can be run on {self.name}.", reasons=[str(error)]) from error
-        return _Conversation(process).finish(stdin, timeout)
+        return _Conversation(process, keep).finish(stdin, timeout)
 
     def dial(self, address: str, port: int) -> socket.socket:
         """See :meth:`pipeline.transports.Transport.dial`."""
@@ -75,18 +81,18 @@ class LocalTransport:
 class _Conversation:
     """One process and the three threads that keep its pipes from filling up."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], keep: int | None) -> None:
         self.process = process
+        self.stdout, self.stderr = Output(keep), Output(keep)
         self.heard = time.monotonic()
         self.failure: list[BaseException] = []
 
     def finish(self, stdin: bytes | Iterable[bytes], timeout: float) -> Result:
         process = self.process
         assert process.stdin and process.stdout and process.stderr
-        stdout, stderr = bytearray(), bytearray()
         readers = [
             threading.Thread(target=self._read, args=(pipe, into), daemon=True)
-            for pipe, into in ((process.stdout, stdout), (process.stderr, stderr))
+            for pipe, into in ((process.stdout, self.stdout), (process.stderr, self.stderr))
         ]
         feeder = threading.Thread(target=self._feed, args=(process.stdin, stdin), daemon=True)
         for thread in (*readers, feeder):
@@ -109,14 +115,14 @@ class _Conversation:
         if self.failure:
             raise self.failure[0]
         code = process.returncode
-        return Result(
-            TIMED_OUT if timed_out else 128 - code if code < 0 else code, bytes(stdout), bytes(stderr), timed_out
-        )
+        stdout, stderr = self.stdout.last(), self.stderr.last()
+        code = TIMED_OUT if timed_out else 128 - code if code < 0 else code
+        return Result(code, stdout, stderr, timed_out, self.stdout.cut)
 
-    def _read(self, pipe: IO[bytes], into: bytearray) -> None:
+    def _read(self, pipe: IO[bytes], into: Output) -> None:
         with pipe, suppress(OSError, ValueError):
             while data := os.read(pipe.fileno(), 65536):
-                into += data
+                into.add(data)
                 self.heard = time.monotonic()
 
     def _feed(self, pipe: IO[bytes], stdin: bytes | Iterable[bytes]) -> None:

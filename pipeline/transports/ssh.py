@@ -31,7 +31,7 @@ from paramiko.ssh_exception import (
 
 from pipeline.errors import ConfigurationError, PipelineError, Reason, Unreachable
 from pipeline.model import Host
-from pipeline.transports import TIMED_OUT, LineCut, Result, check_command, pieces
+from pipeline.transports import TIMED_OUT, LineCut, Output, Result, check_command, pieces
 from pipeline.transports.relay import as_socket, listening
 from pipeline.transports.ssh_connection import CONNECT_TIMEOUT, Connection, NotTrusted
 
@@ -100,7 +100,13 @@ class SshTransport:
         return f"{self._host.name} ({there.user}@{there.host}:{there.port})"
 
     def run(
-        self, script: str, arguments: Sequence[str] = (), *, stdin: bytes | Iterable[bytes] = b"", timeout: float = 120
+        self,
+        script: str,
+        arguments: Sequence[str] = (),
+        *,
+        stdin: bytes | Iterable[bytes] = b"",
+        timeout: float = 120,
+        keep: int | None = None,
     ) -> Result:
         """See :meth:`pipeline.transports.Transport.run`. The login shell on the host must be a POSIX one."""
         check_command(script, arguments)
@@ -114,12 +120,13 @@ class SshTransport:
             if self._connection.is_connected:
                 raise self._unreachable(error, "the server does not let us run commands") from error
             raise LineCut(f"the connection to {self.name} was lost while a command was being started") from error
-        result = _Conversation(channel).finish(stdin, timeout + self.overtime)
-        if result is None:
+        conversation = _Conversation(channel, keep)
+        code = conversation.finish(stdin, timeout + self.overtime)
+        if code is None:
             raise LineCut(f"the connection to {self.name} was lost while a command ran")
-        code, stdout, stderr = result
+        stdout, stderr = conversation.stdout.last(), conversation.stderr.last()
         timed_out = code in (TIMED_OUT, 128 + 9) and time.monotonic() - started >= timeout
-        return Result(TIMED_OUT if timed_out else code, stdout, stderr, timed_out)
+        return Result(TIMED_OUT if timed_out else code, stdout, stderr, timed_out, conversation.stdout.cut)
 
     def dial(self, address: str, port: int) -> socket.socket:
         """See :meth:`pipeline.transports.Transport.dial`."""
@@ -221,18 +228,18 @@ class SshTransport:
 class _Conversation:
     """One command's channel and the three threads that keep its streams moving."""
 
-    def __init__(self, channel: paramiko.Channel) -> None:
+    def __init__(self, channel: paramiko.Channel, keep: int | None) -> None:
         self.channel = channel
+        self.stdout, self.stderr = Output(keep), Output(keep)
         self.heard = time.monotonic()
         self.failure: list[BaseException] = []
 
-    def finish(self, stdin: bytes | Iterable[bytes], timeout: float) -> tuple[int, bytes, bytes] | None:
-        """Exit code, output and error output; None when the outcome is not known."""
+    def finish(self, stdin: bytes | Iterable[bytes], timeout: float) -> int | None:
+        """The exit code; None when the outcome is not known."""
         channel = self.channel
-        stdout, stderr = bytearray(), bytearray()
         readers = [
-            threading.Thread(target=self._read, args=(channel.recv, stdout), daemon=True),
-            threading.Thread(target=self._read, args=(channel.recv_stderr, stderr), daemon=True),
+            threading.Thread(target=self._read, args=(channel.recv, self.stdout), daemon=True),
+            threading.Thread(target=self._read, args=(channel.recv_stderr, self.stderr), daemon=True),
         ]
         feeder = threading.Thread(target=self._feed, args=(stdin,), daemon=True)
         try:
@@ -251,12 +258,12 @@ class _Conversation:
         feeder.join(GRACE)
         if self.failure:
             raise self.failure[0]
-        return (code, bytes(stdout), bytes(stderr)) if code >= 0 else None
+        return int(code) if code >= 0 else None
 
-    def _read(self, receive: Any, into: bytearray) -> None:
+    def _read(self, receive: Any, into: Output) -> None:
         with suppress(SSHException, EOFError, OSError):
             while data := receive(65536):
-                into += data
+                into.add(data)
                 self.heard = time.monotonic()
 
     def _feed(self, stdin: bytes | Iterable[bytes]) -> None:

@@ -77,10 +77,27 @@ def rollback(command: Command, customer: Customer, env: NeededEnvironment, ticke
 
 
 @verb("Upkeep", "lock.release")
-def release_lock(command: Command, customer: Customer, env: NeededEnvironment, reason: Reason) -> Answer:
-    """Frees an environment that a dead run still holds, or that a failed rollback has quarantined."""
+def release_lock(
+    command: Command,
+    customer: Customer,
+    env: NeededEnvironment,
+    reason: Reason,
+    installed: Annotated[
+        str | None, Option("the release that every host holds, where it is not the recorded one", value="RELEASE")
+    ] = None,
+) -> Answer:
+    """Frees an environment that a dead run still holds, or that a failed way back has quarantined.
+
+    An open deployment is not freed: the same command resumes it, rollback brings it back. Where neither can be done,
+    installed= keeps what the hosts hold, once every file there was compared.
+    """
     from pipeline.workflow import deployments
 
     return deployments.release_lock(
-        command.session, customer=customer, environment=env, reason=reason, dry_run=command.dry_run
+        command.session,
+        customer=customer,
+        environment=env,
+        reason=reason,
+        installed=installed,
+        dry_run=command.dry_run,
     )

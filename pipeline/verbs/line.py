@@ -19,7 +19,7 @@ def start(command: Command, customer: Customer, version: Version) -> Answer:
     return lines.start_line(command.session, customer=customer, version=version, dry_run=command.dry_run)
 
 
-@verb("Prepare a release", "line.checkout", dry_run=False)
+@verb("Prepare a release", "line.checkout")
 def checkout(
     command: Command,
     customer: Customer,
@@ -30,4 +30,4 @@ def checkout(
     """Gives a work tree of the customer's line, for customisations: commit there and push."""
     from pipeline.workflow import lines
 
-    return lines.checkout_line(command.session, customer=customer, folder=folder)
+    return lines.checkout_line(command.session, customer=customer, folder=folder, dry_run=command.dry_run)

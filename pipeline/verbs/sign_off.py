@@ -86,6 +86,9 @@ def record(
     evidence: Annotated[
         Path, Option("the customer's mail or signed page; kept by its hash", value="FILE", convert=an_existing_file)
     ],
+    release: Annotated[
+        str | None, Option("the release that was decided on; refused when test holds another by now", value="RELEASE")
+    ] = None,
     verdicts: Annotated[
         tuple[dict[str, tuple[str, str | None]], ...],
         Option(
@@ -131,5 +134,6 @@ def record(
         reservations=reservations,
         reasons=reasons,
         evidence=evidence,
+        release=release,
         dry_run=command.dry_run,
     )

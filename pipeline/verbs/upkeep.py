@@ -36,7 +36,7 @@ def accept_migration(
     )
 
 
-@verb("Upkeep", "erase")
+@verb("Upkeep", "erase", asks=True)
 def erase(
     command: Command,
     customer: Customer,
@@ -45,18 +45,25 @@ def erase(
     person: Annotated[str | None, Option("the person whose texts go", value="PERSON")] = None,
     record: Annotated[str | None, Option("the record whose texts go", value="RECORD")] = None,
 ) -> Answer:
-    """Erases a ticket's, a person's or a record's texts for good; the ledger stays verifiable."""
+    """Erases a ticket's, a person's or a record's texts for good; the ledger stays verifiable.
+
+    It cannot be taken back, and asks to retype the customer's name.
+    """
     from pipeline.workflow import upkeep
 
-    return upkeep.erase(
-        command.session,
-        customer=customer,
-        ticket=ticket,
-        person=person,
-        record=record,
-        reason=reason,
-        dry_run=command.dry_run,
-    )
+    def run(*, dry_run: bool) -> Answer:
+        return upkeep.erase(
+            command.session,
+            customer=customer,
+            ticket=ticket,
+            person=person,
+            record=record,
+            reason=reason,
+            dry_run=dry_run,
+        )
+
+    command.ask_before_erasing(customer, lambda: run(dry_run=True))
+    return run(dry_run=command.dry_run)
 
 
 @verb("Upkeep", "ledger.verify", changes=False)
@@ -67,7 +74,7 @@ def verify_ledger(command: Command, customer: Customer) -> Answer:
     return upkeep.verify_ledger(command.session, customer=customer)
 
 
-@verb("Upkeep", "key.create", dry_run=False)
+@verb("Upkeep", "key.create")
 def create_key(
     command: Command,
     person: Annotated[str, Option("the person's key in people.yaml", value="PERSON")],
@@ -81,4 +88,4 @@ def create_key(
     """Makes a signing key for a person and says what to write into people.yaml."""
     from pipeline.workflow import upkeep
 
-    return upkeep.create_key(command.session, person=person, out=out)
+    return upkeep.create_key(command.session, person=person, out=out, dry_run=command.dry_run)

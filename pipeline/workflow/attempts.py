@@ -7,21 +7,23 @@ run that was interrupted is adopted by the next run of the same command, under t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from pipeline import runner
-from pipeline.errors import Failed, Interrupted, Locked, PartlyDone, PipelineError, Reason, Refused
+from pipeline import rules, runner
+from pipeline.errors import Locked, PartlyDone, PipelineError, Reason, Refused
 from pipeline.host import Host
-from pipeline.lease import hold
+from pipeline.lease import Held, hold
 from pipeline.migrations import select
 from pipeline.model import Draft, RefMove
-from pipeline.state import State
+from pipeline.state import Running, State
 from pipeline.transports import LineCut
+from pipeline.workflow import failures
 from pipeline.workflow.gathering import Case, history_of
-from pipeline.workflow.plans import command, resume_commands
+from pipeline.workflow.plans import resume_commands
 from pipeline.workflow.session import Result, end_of_day
 
 
@@ -65,21 +67,11 @@ def carry_out(case: Case) -> DeploymentResult:
     """Refuses, or does it: under the environment's lease, between the record of the attempt and that of its outcome."""
     session, key = case.dossier.session, case.environment.key
     if case.refusals:
-        raise _refused(case)
+        raise failures.refused(case)
     files = _rendered(case)
     running = case.state.environment(key).running
     run = running.run if running is not None and case.resumes else session.new_run()
-    with hold(
-        case.dossier.repository,
-        case.customer,
-        key,
-        run=run,
-        actor=session.signer.key,
-        at=session.now(),
-        purpose=case.purpose,
-        work=session.work,
-        release=case.release.name,
-    ):
+    with _held(case, run):
         attempt = _announce(case, run)
         session.progress(
             f"deployment {attempt.deployment} ({case.purpose}) of {case.release.name} on {key} of {case.customer}"
@@ -90,44 +82,80 @@ def carry_out(case: Case) -> DeploymentResult:
             report = runner.run(case.plan, ground, case.before, past_return=_past_return(case, run))
             applied = _applied_in(case, run)
         except (KeyboardInterrupt, SystemExit):
-            raise Interrupted(
-                f"deployment {attempt.deployment} of {case.release.name} on {key} of {case.customer} was interrupted",
-                state="It is open: what was done stays, nothing was guessed. The same command resumes it.",
-                next_commands=[command(case)],
-            ) from None
+            raise failures.interrupted(case, attempt.deployment) from None
         except (LineCut, PipelineError) as error:
-            raise PartlyDone(
-                f"deployment {attempt.deployment} of {case.release.name} on {key} of {case.customer}: outcome unknown",
-                reasons=[Reason(error.what), *error.reasons] if isinstance(error, PipelineError) else [str(error)],
-                state="It is open: what was done stays, nothing was guessed. The same command resumes it.",
-                next_commands=[command(case)],
-            ) from error
+            raise failures.unknown(case, attempt.deployment, error) from error
         if report.outcome == "unknown":
-            raise _past_the_point(case, attempt, report)
-        return _record_outcome(case, attempt, report, applied)
+            raise failures.past_the_point(case, attempt.deployment, report)
+        return _finished(case, attempt, report, applied)
 
 
-def _refused(case: Case) -> PipelineError:
+def bring_back(case: Case, running: Running) -> DeploymentResult:
+    """Ends an open deployment by the way back: what was installed before serves again, and the attempt failed.
+
+    ``case`` is the open deployment's own, with the playbook that it began with. Refused past the point of no return.
+    """
     key = case.environment.key
-    running = case.state.environment(key).running
-    rule_names = {reason.rule for reason in case.refusals}
-    next_commands: list[str] = []
-    if "nobody_else_is_deploying" in rule_names:
-        next_commands += resume_commands(case.customer, key, running)
-        next_commands.append(f"invoke lock.release customer={case.customer} env={key} reason=…")
-    if {"signed_off", "test_still_holds_it"} & rule_names:
-        sign_off = case.state.sign_off
-        if sign_off is not None and sign_off.status == "open" and sign_off.release == case.release.name:
-            next_commands.append(f"invoke signoff.page customer={case.customer}")
-        else:
-            next_commands.append(f"invoke deploy customer={case.customer} release={case.release.name}")
-    if case.facts.edited:
-        script = case.facts.edited[0]
-        next_commands.append(f"invoke migrate.accept customer={case.customer} script={script} env={key} reason=…")
-    return Refused(
-        f"release {case.release.name} cannot go to {key} of {case.customer}.",
-        reasons=case.refusals,
-        next_commands=next_commands or [f"invoke plan customer={case.customer} env={key}"],
+    reasons = rules.refusals(replace(case.facts, purpose="rollback", resumes=True))
+    if _past_return(case, running.run):
+        reasons += (
+            Reason(
+                f"a migration past the point of no return was applied by deployment {running.deployment}; the old code may "
+                "not run on it: mend the cause and finish it, or if it cannot be finished, keep it as it is with "
+                f"lock.release installed={running.release}",
+                running.record,
+            ),
+        )
+    if reasons:
+        raise Refused(
+            f"deployment {running.deployment} of {running.release} on {key} of {case.customer} cannot be brought back.",
+            reasons=reasons,
+            next_commands=[
+                *resume_commands(case.customer, key, running),
+                f"invoke lock.release customer={case.customer} env={key} installed={running.release} reason=…",
+            ],
+        )
+    with _held(case, running.run):
+        attempt = _announce(case, running.run)
+        try:
+            report = runner.bring_back(case.plan, _ground(case, attempt, {}), case.before)
+            applied = _applied_in(case, running.run)
+        except (KeyboardInterrupt, SystemExit):
+            raise failures.interrupted(case, attempt.deployment) from None
+        except (LineCut, PipelineError) as error:
+            raise failures.unknown(case, attempt.deployment, error) from error
+        finished = _write_outcome(case, attempt, report, applied)
+        if report.trouble is not None:
+            raise failures.brought_back(case, attempt.deployment, report, finished)
+        back = f"{case.plan.installed} serves again" if case.plan.installed else "nothing is installed, as before"
+        return DeploymentResult(
+            changed=True,
+            what=f"deployment {attempt.deployment} of {running.release} on {key} of {case.customer} is brought back: {back}",
+            customer=case.customer,
+            environment=key,
+            release=case.plan.installed or "",
+            installed_before=case.plan.installed,
+            deployment=attempt.deployment,
+            content=case.content,
+            tickets=case.tickets,
+            migrations=tuple(applied),
+            record=finished,
+            next_commands=(f"invoke status customer={case.customer}",),
+        )
+
+
+def _held(case: Case, run: str) -> AbstractContextManager[Held]:
+    session = case.dossier.session
+    return hold(
+        case.dossier.repository,
+        case.customer,
+        case.environment.key,
+        run=run,
+        actor=session.signer.key,
+        at=session.now(),
+        purpose=case.purpose,
+        work=session.work,
+        release=case.release.name,
     )
 
 
@@ -157,11 +185,7 @@ def _announce(case: Case, run: str) -> Attempt:
                 ],
                 next_commands=[f"invoke status customer={case.customer}"],
             )
-        if (
-            (here.running is None and case.resumes)
-            or here.installed != case.state.environment(key).installed
-            or (state.sign_offs != case.state.sign_offs or state.patches != case.state.patches)
-        ):
+        if _decisive(state) != _decisive(case.state):
             raise Refused(
                 f"something changed for {case.customer} while this was being decided",
                 reasons=[Reason(f"records {case.state.number + 1} to {state.number} were written meanwhile")],
@@ -200,6 +224,11 @@ def _announce(case: Case, run: str) -> Attempt:
     return Attempt(run, started["deployment"], record.id, digest, record.number)
 
 
+def _decisive(state: State) -> tuple[object, ...]:
+    """What a deployment was decided on; tickets opened and releases made meanwhile do not matter."""
+    return (state.environments, state.sign_offs, state.patches, state.accepted)
+
+
 def _ground(case: Case, attempt: Attempt, files: Mapping[tuple[str, str], bytes]) -> runner.Ground:
     session = case.dossier.session
     return runner.Ground(
@@ -234,38 +263,34 @@ def _past_return(case: Case, run: str) -> bool:
     )
 
 
-def _applied_in(case: Case, run: str) -> list[str]:
-    """The migrations that this run applied in any of its attempts, as the database itself says."""
+def _applied_in(case: Case, run: str) -> dict[str, str]:
+    """The migrations that this run applied in any of its attempts, with checksums, as the database itself says."""
     if case.purpose == "rollback":
-        return []
+        return {}
     first: Host = case.hosts[case.environment.hosts[0].name]
     rows = history_of(case.dossier, case.environment, first, case.playbook)
-    return [row.script for row in rows if row.run == run]
+    return {row.script: row.checksum for row in rows if row.run == run}
 
 
-def _past_the_point(case: Case, attempt: Attempt, report: runner.Report) -> PipelineError:
-    assert report.error is not None
-    return PartlyDone(
-        f"deployment {attempt.deployment} of {case.release.name} on {case.environment.key} of {case.customer} "
-        "failed after the point of no return",
-        reasons=[Reason(report.error.what), *report.error.reasons],
-        state=f"{case.release.name} serves; {', '.join(report.scripts) or 'an earlier migration'} is applied and the old "
-        "code may not run on it. The deployment is open: mend the cause, then the same command resumes it.",
-        next_commands=[command(case)],
-    )
-
-
-def _record_outcome(case: Case, attempt: Attempt, report: runner.Report, applied: list[str]) -> DeploymentResult:
+def _write_outcome(case: Case, attempt: Attempt, report: runner.Report, applied: dict[str, str]) -> str:
+    """The id of the record of the outcome; with it move the environment's branch and, on test, the request."""
     dossier, session, key = case.dossier, case.dossier.session, case.environment.key
     ok = report.outcome == "ok"
     finished_id = f"{attempt.run}-deployment-finished-1"
-    asks = ok and key == "test" and case.purpose != "rollback"
     customer = dossier.customer
     due = end_of_day(
         session.now().astimezone(ZoneInfo(customer.time_zone)).date() + timedelta(days=customer.sign_off_days), customer
     )
 
     def decide(state: State) -> list[Draft]:
+        now = state.environment(key).running
+        if (now is None or now.run != attempt.run) and dossier.ledger.record(finished_id) is None:
+            raise PartlyDone(
+                f"deployment {attempt.deployment} on {key} of {case.customer} was taken out of this run's hands meanwhile",
+                reasons=[Reason("it is no longer open in the ledger", f"record {state.number}")],
+                state=f"This run had ended with: {report.outcome}. The ledger says nothing of it.",
+                next_commands=[f"invoke plan customer={case.customer} env={key}"],
+            )
         common: dict[str, Any] = {
             "run": attempt.run,
             "at": session.now(),
@@ -310,10 +335,9 @@ def _record_outcome(case: Case, attempt: Attempt, report: runner.Report, applied
             moves = (move,)
         else:
             assert report.error is not None
-            assert report.failed is not None
             details |= {
-                "failed_action": report.failed.title,
-                "failed_host": report.failed.host,
+                "failed_action": report.failed.title if report.failed else None,
+                "failed_host": report.failed.host if report.failed else None,
                 "back_to": case.plan.installed,
                 "quarantined": report.trouble is not None,
             }
@@ -332,7 +356,7 @@ def _record_outcome(case: Case, attempt: Attempt, report: runner.Report, applied
                 **common,
             )
         ]
-        if asks:
+        if ok and _asks(case):
             drafts.append(
                 Draft(
                     id=f"{attempt.run}-sign-off-requested-1",
@@ -357,8 +381,19 @@ def _record_outcome(case: Case, attempt: Attempt, report: runner.Report, applied
         return drafts
 
     dossier.ledger.append(session.signer, decide)
-    if not ok:
-        raise _brought_back(case, attempt, report, finished_id)
+    return finished_id
+
+
+def _asks(case: Case) -> bool:
+    """Whether a sign-off is asked for when this is done."""
+    return case.environment.key == "test" and case.purpose != "rollback"
+
+
+def _finished(case: Case, attempt: Attempt, report: runner.Report, applied: dict[str, str]) -> DeploymentResult:
+    finished_id = _write_outcome(case, attempt, report, applied)
+    if report.outcome != "ok":
+        raise failures.brought_back(case, attempt.deployment, report, finished_id)
+    key, asks = case.environment.key, _asks(case)
     verb = {"deploy": "holds", "promote": "runs", "rollback": "is back on"}[case.purpose]
     after: tuple[str, ...]
     if asks:
@@ -382,35 +417,4 @@ def _record_outcome(case: Case, attempt: Attempt, report: runner.Report, applied
         record=finished_id,
         sign_off_requested=asks,
         next_commands=after,
-    )
-
-
-def _brought_back(case: Case, attempt: Attempt, report: runner.Report, record: str) -> PipelineError:
-    assert report.error is not None
-    assert report.failed is not None
-    key = case.environment.key
-    what = f"deployment {attempt.deployment} of {case.release.name} on {key} of {case.customer}: {report.failed.title}"
-    reasons = [Reason(report.error.what, report.failed.host), *report.error.reasons]
-    if report.trouble is None:
-        back = (
-            f"{case.plan.installed} serves again"
-            if case.plan.installed
-            else "nothing was installed before, and nothing is now"
-        )
-        applied = f" Applied migrations stay: {', '.join(report.scripts)}." if report.scripts else ""
-        return Failed(
-            what,
-            reasons=reasons,
-            state=f"Brought back by itself: {back}.{applied} It is recorded as failed ({record}).",
-            next_commands=[f"invoke history customer={case.customer}"],
-        )
-    done = "; ".join(f"{action.host}: {action.title}" for action in report.back) or "nothing"
-    return PartlyDone(
-        what,
-        reasons=[*reasons, Reason(f"the way back failed: {report.trouble.what}"), *report.trouble.reasons],
-        state=f"{key} of {case.customer} is quarantined: nothing further happens by itself. Of the way back was done: {done}.",
-        next_commands=[
-            f"invoke plan customer={case.customer} env={key}",
-            f"invoke lock.release customer={case.customer} env={key} reason=…",
-        ],
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pipeline import rules
 from pipeline.errors import Reason, Refused
 from pipeline.state import Deployed, State
-from pipeline.workflow.attempts import DeploymentResult, carry_out
+from pipeline.workflow.attempts import DeploymentResult, bring_back, carry_out
 from pipeline.workflow.gathering import Case
 from pipeline.workflow.locks import LockReleased, release_lock, tidy_lease
 from pipeline.workflow.plans import PlanResult, chosen_release, looked_at, plan, planned, tickets_of
@@ -70,11 +71,22 @@ def promote(
 def rollback(
     session: Session, *, customer: str, environment: str, tickets: tuple[str, ...] = (), dry_run: bool = False
 ) -> DeploymentResult | PlanResult:
-    """Back to the release before, skipping any that was rolled back from; with the playbook frozen with that release."""
+    """Back to the release before, skipping any that was rolled back from; with the playbook and values frozen with it.
+
+    Where a deployment is open (it was interrupted, or its outcome is unknown), it is brought back instead: what was
+    installed before it serves again.
+    """
     dossier = session.dossier(customer)
     dossier.environment(environment)
     state = dossier.state()
     here = state.environment(environment)
+    running = here.running
+    if running is not None and running.purpose != "rollback":
+        begun = dossier.release(running.release, state)
+        named = tuple(ticket.id for ticket in running.tickets)
+        purpose: rules.Purpose = "promote" if running.purpose == "promote" else "deploy"
+        with looked_at(dossier, state, environment, purpose, begun, named, frozen=running) as case:
+            return planned(case) if dry_run else bring_back(case, running)
     target = _resumed_rollback(state, environment) or _release_before(state, environment)
     if here.installed is None or target is None:
         raise Refused(
@@ -115,6 +127,7 @@ def _nothing_to_do(case: Case) -> bool:
         and here.quarantined is None
         and here.installed.release == case.release.name
         and here.installed.content == case.content
+        and here.installed.settings == case.settings
         and not case.plan_has_migrations()
         and all(host.current == case.release.name and not host.drift for host in case.facts.hosts)
     )

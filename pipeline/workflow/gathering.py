@@ -6,7 +6,7 @@ prints it; ``deploy``, ``promote`` and ``rollback`` act on the very same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +18,11 @@ from pipeline.differences import Difference, differences, settings_hash
 from pipeline.errors import ConfigurationError, Reason, Refused
 from pipeline.host import Host
 from pipeline.migrations import Comparison, compare, scripts_of
-from pipeline.model import Applied, Environment, Manifest, Script
+from pipeline.model import Applied, Environment, Manifest, Person, Script
 from pipeline.playbook import ConfigureStep, MigrateStep, Plan, Playbook, Target, plan, unmatched
-from pipeline.state import Deployed, ReleaseState, State
-from pipeline.strict_yaml import parse, wrong
+from pipeline.settings import DATED_KEYS
+from pipeline.state import Deployed, ReleaseState, Running, State
+from pipeline.strict_yaml import Source, parse, wrong
 from pipeline.validation import validated
 from pipeline.versions import order, split_release
 from pipeline.workflow.session import Dossier
@@ -74,7 +75,7 @@ class Case:
                 f"template {template} is not in release {self.release.name}",
                 reasons=[Reason("configure names it", place)],
             )
-        from jinja2 import StrictUndefined, TemplateError
+        from jinja2 import StrictUndefined
         from jinja2.sandbox import SandboxedEnvironment
 
         target = _target(self.dossier, self.environment, self.release, None, ())
@@ -88,7 +89,7 @@ class Case:
             source = data.decode("utf-8")
             text = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(source)
             return text.render(words).encode()
-        except (TemplateError, UnicodeDecodeError) as error:
+        except Exception as error:  # a template may raise anything: a TypeError, a MemoryError
             line = getattr(error, "lineno", None)
             where = f"{template}:{line} of {self.release.name}" if line else f"{template} of {self.release.name}"
             raise ConfigurationError(
@@ -149,24 +150,38 @@ def history_of(dossier: Dossier, environment: Environment, host: Host, playbook:
         database.close()
 
 
-def frozen_playbook(dossier: Dossier, deployed: Deployed) -> Playbook:
+def frozen_playbook(dossier: Dossier, deployed: Deployed | Running) -> Playbook:
     """The playbook that a release was deployed with, from the ledger."""
-    record = dossier.ledger.record(deployed.record)
-    name = f"playbooks/{dossier.customer.product}.yaml"
-    data = dossier.ledger.configuration(record.configuration[name]) if record else None
-    if data is None:
-        raise Refused(f"the playbook of deployment {deployed.deployment} is not in the ledger of {dossier.key}")
-    source = parse(f"{name} of deployment {deployed.deployment}", data)
+    source = _frozen(dossier, deployed, f"playbooks/{dossier.customer.product}.yaml")
     playbook, reasons = validated(Playbook, source, {"product": dossier.customer.product}, written_short=True)
     if playbook is None:
         raise wrong(source, reasons)
     return playbook
 
 
+def frozen_environment(dossier: Dossier, deployed: Deployed | Running, now: Environment) -> Environment:
+    """The environment as it is reached now, with the values and secrets' references of that deployment."""
+    source = _frozen(dossier, deployed, f"{now.key}.yaml", dated=DATED_KEYS)
+    then, reasons = validated(Environment, source, {"key": now.key})
+    if then is None:
+        raise wrong(source, reasons)
+    values = {host.name: host.values for host in then.hosts}
+    hosts = tuple(host.model_copy(update={"values": values.get(host.name, host.values)}) for host in now.hosts)
+    return now.model_copy(update={"values": then.values, "secrets": then.secrets, "hosts": hosts})
+
+
+def _frozen(dossier: Dossier, deployed: Deployed | Running, name: str, *, dated: Iterable[str] = ()) -> Source:
+    record = dossier.ledger.record(deployed.record)
+    data = dossier.ledger.configuration(record.configuration[name]) if record else None
+    if data is None:
+        raise Refused(f"{name} of deployment {deployed.deployment} is not in the ledger of {dossier.key}")
+    return parse(f"{name} of deployment {deployed.deployment}", data, dated=dated)
+
+
 def current_settings(dossier: Dossier) -> str:
     """The digest of what differs between test and production, as configured now."""
     environments = dossier.loaded.environments
-    return settings_hash(environments.get("test"), environments.get("production"))
+    return settings_hash(dossier.customer, environments.get("test"), environments.get("production"))
 
 
 def accepted_edits(state: State) -> set[tuple[str, str, str]]:
@@ -198,9 +213,13 @@ def gather(
     tickets: tuple[str, ...],
     hosts: dict[str, Host],
     test_hosts: dict[str, Host] | None = None,
-    frozen: Deployed | None = None,
+    frozen: Deployed | Running | None = None,
 ) -> Case:
-    """Everything about this deployment; changes nothing. ``frozen`` is the deployment that a rollback returns to."""
+    """Everything about this deployment; changes nothing.
+
+    ``frozen`` is the deployment whose playbook and values count: the one that a rollback returns to, or the open one that
+    is to be brought back.
+    """
     session = dossier.session
     target_environment = dossier.environment(environment)
     here = state.environment(environment)
@@ -209,17 +228,19 @@ def gather(
         playbook, content = dossier.playbook.playbook, content_hash(manifest, dossier.playbook.raw)
     else:
         playbook, content = frozen_playbook(dossier, frozen), frozen.content
+        target_environment = frozen_environment(dossier, frozen, target_environment)
     _templates_exist(dossier, playbook, manifest, release)
     resumes = here.running is not None and (here.running.release, here.running.purpose) == (release.name, purpose)
 
-    seen = [_look(dossier, state, host, drift=purpose == "promote") for host in hosts.values()]
+    promotes = purpose == "promote" and frozen is None
+    again = here.installed is not None and here.installed.release == release.name
+    seen = [_look(dossier, state, host, drift=promotes or (again and frozen is None)) for host in hosts.values()]
     seen_test = [_look(dossier, state, host, drift=True) for host in (test_hosts or {}).values()]
     first = hosts[target_environment.hosts[0].name]
     ours = not any(facts.foreign for facts in seen)
     history = history_of(dossier, target_environment, first, playbook) if ours and purpose != "rollback" else []
     scripts = release_scripts(dossier, playbook, manifest)
     comparison = compare([script for script, _ in scripts.values()], history, accepted_edits(state))
-    rehearsed = set(state.environment("test").applied)
     target = _target(dossier, target_environment, release, here.installed, comparison.pending)
     settings = current_settings(dossier)
     facts = rules.Facts(
@@ -236,18 +257,21 @@ def gather(
         hosts=seen,
         test_hosts=seen_test,
         contains=_patches_contained(dossier, state, here.installed, release),
+        entered_by=_entered_by(dossier, state, release),
+        findings=dossier.ledger.verify(session.workspace.people) if promotes else (),
         tickets=tickets,
         unknown_tickets=wiring.tracker_for(dossier.customer).unknown(state, tickets),
         edited=[edit.applied.script for edit in comparison.edited],
         vanished=vanished_scripts(state, comparison, release, playbook.versions),
         unmatched=unmatched(playbook, comparison.pending),
-        unrehearsed=[script.id for script in comparison.pending if script.id not in rehearsed],
+        unrehearsed=[script.id for script in comparison.pending if not _rehearsed(state, script)],
         places=_places(dossier, environment),
     )
     before = None
     if here.installed is not None:
         old = dossier.release(here.installed.release, state)
-        old_target = _target(dossier, target_environment, old, None, ())
+        old_environment = frozen_environment(dossier, here.installed, dossier.environment(environment))
+        old_target = _target(dossier, old_environment, old, None, ())
         before = plan(frozen_playbook(dossier, here.installed), old_target, rollback=True)
     both = dossier.loaded.environments
     return Case(
@@ -294,7 +318,7 @@ def _look(dossier: Dossier, state: State, host: Host, *, drift: bool) -> rules.H
     if drift and seen.current is not None and not seen.foreign:
         release = state.releases.get(seen.current)
         if release is not None:
-            differing = tuple(host.verify(seen.current, release_manifest(dossier, release)))
+            differing = tuple(host.verify(seen.current, release_manifest(dossier, release, afresh=True)))
         else:
             differing = (f"current is {seen.current}, which is no release of {dossier.key}",)
     return rules.HostFacts(
@@ -304,6 +328,18 @@ def _look(dossier: Dossier, state: State, host: Host, *, drift: bool) -> rules.H
         drift=differing,
         missing_tools=tuple(seen.missing_tools),
     )
+
+
+def _entered_by(dossier: Dossier, state: State, release: ReleaseState) -> Person | None:
+    sign_off = next((one for one in reversed(state.sign_offs) if one.release == release.name), None)
+    key = sign_off.entered_by if sign_off else None
+    return dossier.session.workspace.people.find(key) if key else None
+
+
+def _rehearsed(state: State, script: Script) -> bool:
+    """Whether this very text ran on test, or an accepted edit leads from the text that ran there to this one."""
+    ran = state.environment("test").applied.get(script.id)
+    return ran is not None and (ran == script.checksum or (script.id, ran, script.checksum) in accepted_edits(state))
 
 
 def _patches_contained(

@@ -65,18 +65,20 @@ def start_line(session: Session, *, customer: str, version: str, dry_run: bool =
     )
 
 
-def checkout_line(session: Session, *, customer: str, folder: Path | None = None) -> LineResult:
+def checkout_line(session: Session, *, customer: str, folder: Path | None = None, dry_run: bool = False) -> LineResult:
     """A work tree of the line, whose ``git push`` goes back to the installations repository."""
     dossier = session.dossier(customer)
     target = session.folder / folder if folder is not None else session.work / "lines" / customer
     version, _ = dossier.installation.held_version()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path = dossier.installation.checkout(target)
     tip = dossier.installation.line_tip()
     assert tip is not None
+    path = target
+    if not dry_run:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path = dossier.installation.checkout(target)
     return LineResult(
-        changed=True,
-        what=f"the line of {customer} ({dossier.customer.product} {version}) is in {path}",
+        changed=not dry_run,
+        what=f"the line of {customer} ({dossier.customer.product} {version}) {'would be' if dry_run else 'is'} in {path}",
         customer=customer,
         version=version,
         commit=tip,

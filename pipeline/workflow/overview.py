@@ -7,9 +7,11 @@ from datetime import UTC, date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from pipeline.errors import Unreachable
 from pipeline.ledger import Ledger
 from pipeline.model import Customer
 from pipeline.record_format import parse_state
+from pipeline.repository import Repository
 from pipeline.state import State
 from pipeline.trackers.ledger import sentence
 from pipeline.workflow.session import Result, Session, end_of_day
@@ -133,6 +135,7 @@ def waits_for(customer: Customer, state: State) -> str:
 def history(session: Session, *, customer: str) -> HistoryResult:
     """Every record of a customer in words, newest first."""
     dossier = session.dossier(customer, deciding=False)
+    _fresh(session, dossier.customer.installations)
     records = tuple(
         {
             "id": record.id,
@@ -162,7 +165,7 @@ def _states(session: Session, customers: list[str], at: date | datetime | None) 
             instant = at if isinstance(at, datetime) else end_of_day(at, one).replace(second=59)
             if instant.tzinfo is None:
                 instant = instant.replace(tzinfo=ZoneInfo(one.time_zone))
-            ledger = Ledger(session.repository(one.installations), one.key)
+            ledger = Ledger(_fresh(session, one.installations), one.key)
             yield one, ledger.state_at(instant.astimezone(UTC))
         return
     # One git process a repository, however many customers it holds.
@@ -172,7 +175,22 @@ def _states(session: Session, customers: list[str], at: date | datetime | None) 
         by_repository.setdefault(one.installations, []).append(names[one.key])
     found: dict[str, bytes | None] = {}
     for repository, wanted in by_repository.items():
-        found |= session.repository(repository).read_many(wanted)
+        found |= _fresh(session, repository).read_many(wanted)
     for one in loaded:
         data = found[names[one.key]]
-        yield one, parse_state(data, one.key) if data is not None else State(customer=one.key)
+        state = parse_state(data, one.key) if data is not None else State(customer=one.key)
+        yield one, state or Ledger(session.repository(one.installations), one.key).state()
+
+
+def _fresh(session: Session, name: str | None) -> Repository:
+    """The repository with what the remote has; where that cannot be reached, the mirror, and a word on how old it is."""
+    repository = session.repository(name)
+    if repository.remote is None:
+        return repository
+    try:
+        repository.fetch()
+    except Unreachable as error:
+        seen = repository.path / "FETCH_HEAD"
+        age = f"{datetime.fromtimestamp(seen.stat().st_mtime, UTC):%Y-%m-%d %H:%MZ}" if seen.exists() else "never"
+        session.progress(f"note: {error.what}; this is the mirror of this machine, last fetched: {age}")
+    return repository

@@ -74,11 +74,11 @@ def looked_at(
     purpose: rules.Purpose,
     release: ReleaseState,
     tickets: tuple[str, ...],
-    frozen: Deployed | None = None,
+    frozen: Deployed | Running | None = None,
 ) -> Iterator[Case]:
     """The case for this deployment, its connections closed at the end."""
     hosts = hosts_of(dossier, dossier.environment(environment))
-    test_hosts = hosts_of(dossier, dossier.environment("test")) if purpose == "promote" else {}
+    test_hosts = hosts_of(dossier, dossier.environment("test")) if purpose == "promote" and frozen is None else {}
     with closing(hosts, test_hosts):
         yield gather(
             dossier,

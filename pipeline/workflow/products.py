@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline import rules
 from pipeline.errors import UsageError
 from pipeline.products import Products
 from pipeline.versions import order
@@ -35,6 +36,7 @@ def import_product(
     """
     loaded = session.workspace.playbook(product)
     playbook = loaded.playbook
+    session.require(rules.entitlement(session.actor, None, {"people": "environments/people.yaml"}))
     repository = session.repository()
     repository.fetch()
     products = Products(repository)

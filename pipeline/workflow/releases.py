@@ -161,6 +161,10 @@ def make_patch(
     _need_tickets(dossier, state, tickets)
     if (commit is None) == (file is None):
         raise UsageError("a patch comes either as commit= or as file=")
+    if id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", id):
+        raise UsageError(
+            f"{id!r} cannot name a patch", reasons=["letters, digits, '.', '_' and '-', for instance CVE-2026-1234"]
+        )
     base = dossier.installed(environment, state)
     diff = _bytes_of(session, file) if file is not None else None
     if commit is not None:
@@ -299,7 +303,7 @@ def _bring(session: Session, dossier: Dossier, commit: str, *, keep: bool) -> No
     """
     product = dossier.customer.product
     url = source_url(session, product)
-    if url is None or dossier.repository.commit_of(commit) is not None:
+    if url is None or dossier.installation.knows(commit):
         return
     # Under a name of their own: they are nobody's installation, and may be deleted.
     kept = f"refs/sources/{product}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from functools import cached_property
@@ -13,7 +13,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import ConfigDict, Field
 
-from pipeline.errors import ConfigurationError, NotKnown, Reason, UsageError
+from pipeline import rules
+from pipeline.errors import ConfigurationError, NotKnown, Reason, Refused, UsageError
 from pipeline.installation import Installation, Products
 from pipeline.ledger import Ledger
 from pipeline.model import Customer, Environment, Noun, Person, TicketRef
@@ -120,6 +121,12 @@ class Session:
         assert person is not None
         return person
 
+    def require(self, reasons: Iterable[Reason]) -> None:
+        """Refused unless there is no reason against the actor."""
+        found = tuple(Reason(reason.text, reason.source, "may_act") for reason in reasons)
+        if found:
+            raise Refused(f"{self.actor.key} may not do this.", reasons=found)
+
     def resolve(self, reference: str) -> str:
         """What a reference to a secret leads to; remembered so that :meth:`conceal` can take it out of texts."""
         value = self.workspace.resolve(reference)
@@ -148,14 +155,18 @@ class Session:
         return self._repositories[chosen.name]
 
     def dossier(self, customer: str, *, deciding: bool = True) -> Dossier:
-        """Everything about one customer; ``deciding`` fetches from the remote and completes lagging refs first."""
+        """Everything about one customer; ``deciding`` is for what will change something.
+
+        Then the actor must be entitled to (Refused), and the remote is fetched and lagging refs are completed first.
+        """
         loaded = self.workspace.customer(customer)
         repository = self.repository(loaded.customer.installations)
         dossier = Dossier(session=self, loaded=loaded, repository=repository)
         if deciding:
+            places = {"people": "environments/people.yaml", "team": f"environments/{customer}/customer.yaml"}
+            self.require(rules.entitlement(self.actor, loaded.customer, places))
             repository.fetch()
-            if dossier.ledger.state().number:
-                dossier.ledger.complete()
+            dossier.ledger.complete()
         return dossier
 
 

@@ -107,6 +107,8 @@ def write_page(
                     "request": request.request,
                     "page": digest,
                     "language": dossier.customer.language,
+                    # So that erasing a person finds the pages that name them.
+                    "approvers": list(dossier.customer.approvers),
                     "due": f"{page.due:%Y-%m-%dT%H:%M:%SZ}",
                     "planned": f"{page.planned:%Y-%m-%dT%H:%M:%SZ}" if page.planned else None,
                 },
@@ -117,7 +119,10 @@ def write_page(
         dossier.ledger.append(session.signer, decide)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text)
-    evidence = f"invoke signoff.record customer={customer} decision=… by={dossier.customer.approvers[0]} evidence=…"
+    evidence = (
+        f"invoke signoff.record customer={customer} release={request.release} decision=… "
+        f"by={dossier.customer.approvers[0]} evidence=…"
+    )
     return PageWritten(
         changed=changed and not dry_run,
         what=f"sign-off page of {request.release} for {dossier.customer.name}"
@@ -214,6 +219,7 @@ def record_decision(
     decision: str,
     by: str,
     evidence: Path,
+    release: str | None = None,
     verdicts: Mapping[str, str] | None = None,
     remarks: Mapping[str, str] | None = None,
     reservations: tuple[dict[str, str], ...] = (),
@@ -222,9 +228,10 @@ def record_decision(
 ) -> DecisionRecorded:
     """The customer's decision on what is on test, entered by the actor for the approver ``by``.
 
-    ``verdicts`` and ``remarks`` are by ticket; a reservation has ``severity``, ``date`` (ISO) and ``text``. The file
-    ``evidence`` (the signed page, the mail) is kept with the texts, its SHA-256 in the record. A decision made anew is a
-    new record; the same decision by the same person again changes nothing.
+    ``release`` is the one that the customer decided on: Refused when another is on test by now. ``verdicts`` and
+    ``remarks`` are by ticket; a reservation has ``severity``, ``date`` (ISO) and ``text``. The file ``evidence`` (the
+    signed page, the mail) is kept with the texts, its SHA-256 in the record. A decision made anew is a new record; the
+    same decision by the same person again changes nothing.
     """
     dossier = session.dossier(customer)
     state = dossier.state()
@@ -236,6 +243,15 @@ def record_decision(
         raise UsageError(
             f"the evidence {evidence} cannot be read", reasons=[Reason(error.strerror or "unreadable", str(path))]
         ) from None
+    if not kept.strip():
+        raise UsageError(f"the evidence {evidence} is empty", reasons=[Reason("there is nothing in it", str(path))])
+    asked = _request(dossier, state)
+    if release is not None and dossier.release(release, state).name != asked.release:
+        raise Refused(
+            f"the decision is on {release}, and test of {customer} holds {asked.release} by now",
+            reasons=[Reason(f"asked for with deployment {asked.deployment}", asked.request)],
+            next_commands=[f"invoke signoff.page customer={customer}"],
+        )
     digest = hashlib.sha256(kept).hexdigest()
     run, made = session.new_run(), list[DecisionRecorded]()
     places = {
@@ -253,6 +269,11 @@ def record_decision(
                 next_commands=[f"invoke status customer={customer}"],
             )
         request = _request(dossier, state)
+        if request.request != asked.request:
+            raise Refused(
+                f"another deployment to test of {customer} asks for {request.release} meanwhile",
+                next_commands=[f"invoke signoff.page customer={customer}"],
+            )
         record_id = f"{run}-sign-off-recorded-1"
         made[:] = [_decided(customer, request, decision, by, record_id, digest)]
         if request.status == decision and request.by == by and _same(dossier, request, digest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from pipeline.errors import NotKnown, Reason, Refused, UsageError
@@ -137,9 +138,10 @@ def erase(
     record: str | None = None,
     dry_run: bool = False,
 ) -> Erased:
-    """Takes texts out for good: those of a ticket, of a record, or of every record that a person made or decided in.
+    """Takes texts out for good: all that was written for a ticket, in a record, or where a person acted, decided or was asked.
 
-    The records stay, with the hashes of what is gone, and verify as before.
+    The records stay, with the hashes of what is gone, and verify as before. Pages written under ``var/`` go too; they can
+    be written anew.
     """
     chosen = [name for name in (ticket, person, record) if name is not None]
     if len(chosen) != 1:
@@ -149,7 +151,7 @@ def erase(
     matched = False
     for one in dossier.ledger.records():
         about = (
-            (ticket is not None and one.kind == "ticket-opened" and any(t.id == ticket for t in one.tickets))
+            (ticket is not None and any(t.id == ticket for t in one.tickets))
             or (
                 person is not None
                 and person in {one.actor.key, one.details.get("by"), *one.details.get("approvers", ())}
@@ -158,7 +160,8 @@ def erase(
         )
         if about:
             matched = True
-            hashes |= set(one.texts.values())
+            # Who acted is not what a ticket is about, but the page that showed it is, and the remarks made on it.
+            hashes |= {hash for name, hash in one.texts.items() if ticket is None or name != "people"}
     if not matched:
         raise NotKnown(
             f"no record of {customer} is about {chosen[0]!r}", next_commands=[f"invoke history customer={customer}"]
@@ -175,6 +178,7 @@ def erase(
             texts={"reason": reason, "people": dossier.people_used(session.actor.key)},
             details={"count": len(there)},
         )
+        shutil.rmtree(session.work / "sign-off" / customer, ignore_errors=True)
     would = "would be " if dry_run else ""
     return Erased(
         changed=changed,
@@ -206,7 +210,7 @@ def verify_ledger(session: Session, *, customer: str) -> Verified:
     )
 
 
-def create_key(session: Session, *, person: str, out: Path | None = None) -> KeyMade:
+def create_key(session: Session, *, person: str, out: Path | None = None, dry_run: bool = False) -> KeyMade:
     """A signing key pair for a person of people.yaml: by default where ``signing_key`` of the workspace expects it."""
     from pipeline.signing import make_key
 
@@ -224,6 +228,10 @@ def create_key(session: Session, *, person: str, out: Path | None = None) -> Key
         path = session.workspace.path(reference.removeprefix("file:"))
     else:
         path = Path.home() / ".config" / "tma" / "keys" / person
+    if dry_run:
+        return KeyMade(
+            changed=False, what=f"would make {path} and {path}.pub", person=person, path=str(path), public_key=""
+        )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     public = make_key(path, comment=person)
     return KeyMade(
@@ -232,5 +240,7 @@ def create_key(session: Session, *, person: str, out: Path | None = None) -> Key
         person=person,
         path=str(path),
         public_key=public,
-        next_commands=(f"add it to environments/people.yaml under {person}: keys: - public: {public}",),
+        next_commands=()
+        if any(key.public == f"file:{reference.removeprefix('file:')}.pub" for key in known.keys)
+        else (f"add it to environments/people.yaml under {person}: keys: - public: {public}",),
     )

@@ -42,7 +42,11 @@ FAILS, LAST = "3.0.0", VERSIONS[-1]
 FAILING = "03.00.00_01_pre_cancel_notification.sql"
 EDITED, EDITED_IN = "03.04.00_50_post_add_retry_failed_job_procedure.sql", "3.5.3"
 CUSTOM = "procrastinate/sql/queries.sql"
-CUSTOM_QUERY = "-- sud_waiting --\n-- Jobs that wait, as the control room of Sud shows them\nSELECT count(*) AS id FROM procrastinate_jobs;\n\n"
+CUSTOM_QUERY = """-- sud_waiting --
+-- Jobs that wait, as the control room of Sud shows them
+SELECT count(*) AS id FROM procrastinate_jobs;
+
+"""
 
 # Every difference between what the migrations built and what schema.sql builds, with its reason. Nothing else may
 # differ, and nothing here may be without use. (The order of a table's columns is not compared: see catalogue.py.)
@@ -496,9 +500,9 @@ def _everything_is_provable(estate: Estate, customer: str) -> None:
     assert upkeep.verify_ledger(estate.session(), customer=customer).findings == ()
     installed = len(VERSIONS) - 1
     for environment in ("test", "production"):
+        branch = f"{customer}/env/{environment}"
         shown = subprocess.run(
-            ["git", "log", "--first-parent", "--format=%(trailers:key=Release,valueonly,separator=)"]
-            + [f"{customer}/env/{environment}"],
+            [*("git", "log", "--first-parent", "--format=%(trailers:key=Release,valueonly,separator=)"), branch],
             cwd=estate.folder / "installations.git",
             check=True,
             capture_output=True,

@@ -1,0 +1,106 @@
+"""How a deployment that did not go through is told: what, every reason, the state things are in, the next command."""
+
+from __future__ import annotations
+
+from pipeline import runner
+from pipeline.errors import Failed, Interrupted, PartlyDone, PipelineError, Reason, Refused
+from pipeline.workflow.gathering import Case
+from pipeline.workflow.plans import command, resume_commands
+
+
+def refused(case: Case) -> PipelineError:
+    """Every reason against the deployment, and what to do about it."""
+    key = case.environment.key
+    running = case.state.environment(key).running
+    rule_names = {reason.rule for reason in case.refusals}
+    next_commands: list[str] = []
+    if "nobody_else_is_deploying" in rule_names:
+        next_commands += resume_commands(case.customer, key, running)
+        next_commands.append(f"invoke rollback customer={case.customer} env={key}")
+    if {"signed_off", "test_still_holds_it"} & rule_names:
+        sign_off = case.state.sign_off
+        if sign_off is not None and sign_off.status == "open" and sign_off.release == case.release.name:
+            next_commands.append(f"invoke signoff.page customer={case.customer}")
+        else:
+            next_commands.append(f"invoke deploy customer={case.customer} release={case.release.name}")
+    if case.facts.edited:
+        script = case.facts.edited[0]
+        next_commands.append(f"invoke migrate.accept customer={case.customer} script={script} env={key} reason=…")
+    return Refused(
+        f"release {case.release.name} cannot go to {key} of {case.customer}.",
+        reasons=case.refusals,
+        next_commands=next_commands or [f"invoke plan customer={case.customer} env={key}"],
+    )
+
+
+def interrupted(case: Case, deployment: str) -> PipelineError:
+    """A person or a signal stopped the run; it is open."""
+    return Interrupted(
+        f"deployment {deployment} of {case.release.name} on {case.environment.key} of {case.customer} was interrupted",
+        state=_OPEN,
+        next_commands=_finish_or_bring_back(case),
+    )
+
+
+def unknown(case: Case, deployment: str, error: Exception) -> PipelineError:
+    """A line was cut, or something answered that we cannot judge; it is open."""
+    reasons = [Reason(error.what), *error.reasons] if isinstance(error, PipelineError) else [Reason(str(error))]
+    return PartlyDone(
+        f"deployment {deployment} of {case.release.name} on {case.environment.key} of {case.customer}: outcome unknown",
+        reasons=reasons,
+        state=_OPEN,
+        next_commands=_finish_or_bring_back(case),
+    )
+
+
+_OPEN = "It is open: what was done stays, nothing was guessed. The same command resumes it; rollback brings it back."
+
+
+def _finish_or_bring_back(case: Case) -> list[str]:
+    back = f"invoke rollback customer={case.customer} env={case.environment.key}"
+    return [command(case)] if case.purpose == "rollback" else [command(case), back]
+
+
+def past_the_point(case: Case, deployment: str, report: runner.Report) -> PipelineError:
+    """A failure after the point of no return; it is open."""
+    assert report.error is not None
+    return PartlyDone(
+        f"deployment {deployment} of {case.release.name} on {case.environment.key} of {case.customer} "
+        "failed after the point of no return",
+        reasons=[Reason(report.error.what), *report.error.reasons],
+        state=f"{case.release.name} serves; {', '.join(report.scripts) or 'an earlier migration'} is applied and the old "
+        "code may not run on it. The deployment is open: mend the cause, then the same command resumes it.",
+        next_commands=[command(case)],
+    )
+
+
+def brought_back(case: Case, deployment: str, report: runner.Report, record: str) -> PipelineError:
+    """A failure after which what was there before serves again, or (quarantined) does not."""
+    assert report.error is not None
+    key = case.environment.key
+    title, host = (report.failed.title, report.failed.host) if report.failed else ("the way back", None)
+    what = f"deployment {deployment} of {case.release.name} on {key} of {case.customer}: {title}"
+    reasons = [Reason(report.error.what, host), *report.error.reasons]
+    if report.trouble is None:
+        back = (
+            f"{case.plan.installed} serves again"
+            if case.plan.installed
+            else "nothing was installed before, and nothing is now"
+        )
+        applied = f" Applied migrations stay: {', '.join(report.scripts)}." if report.scripts else ""
+        return Failed(
+            what,
+            reasons=reasons,
+            state=f"Brought back by itself: {back}.{applied} It is recorded as failed ({record}).",
+            next_commands=[f"invoke history customer={case.customer}"],
+        )
+    done = "; ".join(f"{action.host}: {action.title}" for action in report.back) or "nothing"
+    return PartlyDone(
+        what,
+        reasons=[*reasons, Reason(f"the way back failed: {report.trouble.what}"), *report.trouble.reasons],
+        state=f"{key} of {case.customer} is quarantined: nothing further happens by itself. Of the way back was done: {done}.",
+        next_commands=[
+            f"invoke plan customer={case.customer} env={key}",
+            f"invoke lock.release customer={case.customer} env={key} reason=…",
+        ],
+    )
