@@ -25,14 +25,17 @@ _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What was seen on one host: ``current`` release, what lies there that we did not put, and drift by content."""
+    """What was seen on one host: ``current`` release, what lies there that we did not put, and drift by content.
+
+    ``journal`` says what in its deployment journal does not agree with the ledger.
+    """
 
     name: str
     current: str | None
     foreign: tuple[str, ...] = ()
     drift: tuple[str, ...] = ()
     missing_tools: tuple[str, ...] = ()
-    journal_release: str | None = None
+    journal: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Facts:
     settings: str
     resumes: bool = False
     entered_by: Person | None = None
+    other_environments: Sequence[Environment] = ()
     hosts: Sequence[HostFacts] = ()
     test_hosts: Sequence[HostFacts] = ()
     contains: Mapping[str, bool] = field(default_factory=dict)
@@ -151,6 +155,39 @@ def hosts_are_ours(facts: Facts) -> Iterator[Reason]:
             yield Reason("the folder holds what this pipeline did not put there: " + ", ".join(host.foreign), host.name)
         if host.missing_tools:
             yield Reason("programs are missing on the host: " + ", ".join(host.missing_tools), host.name)
+
+
+def journals_agree(facts: Facts) -> Iterator[Reason]:
+    """The host's journal is whole, is this environment's own, and its newest entry names a record that the ledger has."""
+    for host in (*facts.hosts, *facts.test_hosts):
+        for line in host.journal:
+            yield Reason(line, host.name)
+
+
+def environments_are_apart(facts: Facts) -> Iterator[Reason]:
+    """No folder and no database serves two environments: a deployment to test would be one to production."""
+    mine = facts.environment
+    for other in facts.other_environments:
+        for host in mine.hosts:
+            for theirs in other.hosts:
+                if (host.address, host.port, host.folder) == (theirs.address, theirs.port, theirs.folder):
+                    yield Reason(
+                        f"{host.folder} on {host.address} is a folder of {other.key} too",
+                        facts.places.get("environment"),
+                    )
+        shared = {host.address for host in mine.hosts} & {host.address for host in other.hosts}
+        if _database(mine) is not None and _database(mine) == _database(other):
+            assert mine.database is not None
+            local = mine.database.host in {"127.0.0.1", "localhost", "::1"} or mine.database.engine == "sqlite"
+            if shared or not local:
+                yield Reason(f"its database is that of {other.key} too", facts.places.get("environment"))
+
+
+def _database(environment: Environment) -> tuple[object, ...] | None:
+    database = environment.database
+    if database is None or (database.engine == "sqlite" and not (database.path or "").startswith("/")):
+        return None
+    return (database.engine, database.path, database.host, database.port, database.name)
 
 
 def hosts_hold_what_was_recorded(facts: Facts) -> Iterator[Reason]:
@@ -310,7 +347,9 @@ RULES: dict[Rule, frozenset[Purpose]] = {
     not_quarantined: frozenset({"deploy", "promote", "rollback"}),
     not_frozen: frozenset({"deploy", "promote"}),
     inside_a_window: frozenset({"deploy", "promote"}),
+    environments_are_apart: frozenset({"deploy", "promote", "rollback"}),
     hosts_are_ours: frozenset({"deploy", "promote", "rollback"}),
+    journals_agree: frozenset({"deploy", "promote", "rollback"}),
     hosts_hold_what_was_recorded: frozenset({"deploy", "promote", "rollback"}),
     migrations_are_as_they_ran: frozenset({"deploy", "promote"}),
     every_migration_has_a_step: frozenset({"deploy", "promote"}),

@@ -136,6 +136,7 @@ def _tell(story: _Story) -> None:
     story.chapter("2.3.0 goes live for both; nothing reaches production without the customer's recorded decision")
     for number, customer in enumerate(CUSTOMERS):
         _to_test(story, customer, "2.3.0", FIRST[customer], 1)
+        _page(story, customer)
         _decide(story, customer, "2.3.0", 1)
         if number:
             story.say("Two hosts, one after the other, so that one always serves:")
@@ -202,6 +203,7 @@ def _decision(customer: str, version: str, number: int) -> tuple[str, ...]:
     return (
         "signoff.record",
         customer,
+        f"release={version}+1",
         "decision=approved",
         f"by={'helene' if customer == 'vosges' else 'urs'}",
         f"verdicts={_ticket(customer, number)}:works",

@@ -16,7 +16,7 @@ from pipeline.content import content_hash
 from pipeline.databases import Database
 from pipeline.differences import Difference, differences, settings_hash
 from pipeline.errors import ConfigurationError, Reason, Refused
-from pipeline.host import Host
+from pipeline.host import Host, HostFacts
 from pipeline.migrations import Comparison, compare, scripts_of
 from pipeline.model import Applied, Environment, Manifest, Person, Script
 from pipeline.playbook import ConfigureStep, MigrateStep, Plan, Playbook, Target, plan, unmatched
@@ -234,8 +234,11 @@ def gather(
 
     promotes = purpose == "promote" and frozen is None
     again = here.installed is not None and here.installed.release == release.name
-    seen = [_look(dossier, state, host, drift=promotes or (again and frozen is None)) for host in hosts.values()]
-    seen_test = [_look(dossier, state, host, drift=True) for host in (test_hosts or {}).values()]
+    seen = [
+        _look(dossier, environment, state, host, drift=promotes or (again and frozen is None))
+        for host in hosts.values()
+    ]
+    seen_test = [_look(dossier, "test", state, host, drift=True) for host in (test_hosts or {}).values()]
     first = hosts[target_environment.hosts[0].name]
     ours = not any(facts.foreign for facts in seen)
     history = history_of(dossier, target_environment, first, playbook) if ours and purpose != "rollback" else []
@@ -249,6 +252,7 @@ def gather(
         actor=session.actor,
         customer=dossier.customer,
         environment=target_environment,
+        other_environments=[other for key, other in dossier.loaded.environments.items() if key != environment],
         state=state,
         release=release,
         content=content,
@@ -311,7 +315,7 @@ def _target(
     )
 
 
-def _look(dossier: Dossier, state: State, host: Host, *, drift: bool) -> rules.HostFacts:
+def _look(dossier: Dossier, environment: str, state: State, host: Host, *, drift: bool) -> rules.HostFacts:
     dossier.session.progress(f"looking at {host.name}")
     seen = host.inspect()
     differing: tuple[str, ...] = ()
@@ -327,7 +331,23 @@ def _look(dossier: Dossier, state: State, host: Host, *, drift: bool) -> rules.H
         foreign=tuple(seen.foreign),
         drift=differing,
         missing_tools=tuple(seen.missing_tools),
+        journal=tuple(_disagreements(dossier, environment, seen)),
     )
+
+
+def _disagreements(dossier: Dossier, environment: str, seen: HostFacts) -> Iterator[str]:
+    """What in the host's journal is not as the ledger has it. The host is a witness that no push can rewrite."""
+    if seen.journal_damage is not None:
+        yield f"its deployment journal is damaged: {seen.journal_damage}"
+    if seen.journal_customer is None:
+        return
+    if (seen.journal_customer, seen.journal_environment) != (dossier.key, environment):
+        yield f"the folder is that of {seen.journal_environment} of {seen.journal_customer}, as its deployment journal says"
+    elif seen.journal_record is not None:
+        known = dossier.ledger.record_sha256(seen.journal_record)
+        if known is None or known != seen.journal_record_sha256:
+            what = "does not have" if known is None else "has with other bytes"
+            yield f"its deployment journal names record {seen.journal_record}, which the ledger {what}"
 
 
 def _entered_by(dossier: Dossier, state: State, release: ReleaseState) -> Person | None:

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 from pydantic import ConfigDict, Field
 
 from pipeline import rules
+from pipeline.concealing import Concealer
 from pipeline.errors import ConfigurationError, NotKnown, Reason, Refused, UsageError
 from pipeline.installation import Installation, Products
 from pipeline.ledger import Ledger
@@ -53,7 +54,7 @@ class Session:
     signing_key: str | None = None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     progress: Callable[[str], None] = lambda text: None
-    _secrets: set[str] = field(default_factory=set, repr=False)
+    _concealer: Concealer = field(default_factory=Concealer, repr=False)
     _repositories: dict[str, Repository] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -130,15 +131,12 @@ class Session:
     def resolve(self, reference: str) -> str:
         """What a reference to a secret leads to; remembered so that :meth:`conceal` can take it out of texts."""
         value = self.workspace.resolve(reference)
-        if len(value) >= 4:
-            self._secrets.add(value)
+        self._concealer.add(value)
         return value
 
     def conceal(self, text: str) -> str:
-        """``text`` without any secret that this session has resolved."""
-        for value in sorted(self._secrets, key=len, reverse=True):
-            text = text.replace(value, "•••")
-        return text
+        """``text`` without any secret that this session has resolved, in the forms in which programs print them too."""
+        return self._concealer.conceal(text)
 
     def repository(self, name: str | None = None) -> Repository:
         """The installations repository of this name (the first by default), opened once."""

@@ -161,9 +161,12 @@ def sign_off_page(
         for reference in request.tickets
         if reference.id in state.tickets
     ]
-    mine = {ticket.id for ticket in known}
+    # What is asked about, and what production has had already, is no known issue of this release.
+    here = state.environment("production")
+    delivered = {t.id for deployed in (*here.earlier, here.installed) if deployed for t in deployed.tickets}
+    done = delivered | {ticket.id for ticket in known}
     others = [
-        tracker.get(state, dossier.ledger, id) for id, t in state.tickets.items() if t.state == "new" and id not in mine
+        tracker.get(state, dossier.ledger, id) for id, t in state.tickets.items() if t.state == "new" and id not in done
     ]
     issues = [f"{ticket.id}: {ticket.title or '—'}" for ticket in others]
     if playbook.known_issues is not None:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -349,6 +350,39 @@ def test_semicolons_in_strings_comments_and_bodies(engine: Engine) -> None:
     database.close()
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO tma_migration_history (script, checksum, algorithm, fence, run, release, applied_at)"
+        " VALUES ('b.sql', 'x', 'x', 1, 'r', 'r', '2026-01-01T00:00:00Z')",
+        "UPDATE TMA_migration_history SET checksum = 'x'",
+        "UPDATE tma_migration_history SET checksum = checksum",
+        "DELETE FROM tma_migration_history",
+        "DROP TABLE tma_migration_history",
+        "ALTER TABLE tma_migration_history RENAME TO other",
+        "UPDATE tma_migration_fence SET highest = 0",
+        "DELETE FROM tma_migration_fence",
+        "DROP TABLE tma_migration_fence",
+    ],
+)
+def test_a_script_cannot_write_the_history_or_the_fence(engine: Engine, statement: str) -> None:
+    database = engine.open()
+    apply(database, "00.sql", "CREATE TABLE base (n integer)", fence=5)
+    before = database.history()
+    # PostgreSQL's own rules stop some of them; nothing of them stays in any case.
+    with pytest.raises(Failed) as failed:
+        apply(database, "a.sql", f"CREATE TABLE a (n integer);\n{statement};", fence=6)
+    if isinstance(engine, Sqlite):
+        assert "changes the migration history itself" in failed.value.what
+        assert failed.value.reasons[0].source == "a.sql:2"
+    assert "a" not in engine.tables()
+    assert database.history() == before
+    with pytest.raises(Refused, match="no longer the one"):
+        apply(database, "b.sql", "SELECT 1", fence=5)
+    assert apply(database, "a.sql", "SELECT count(*) FROM tma_migration_history", fence=6) is True
+    database.close()
+
+
 # --- fence and runners --------------------------------------------------------------------------------------------------
 
 
@@ -481,11 +515,11 @@ class Cutting(LocalTransport):
         super().__init__("app1", environment={"PATH": HOST_PATH})
         self.when = list(when)
 
-    def run(self, script: str, arguments: Sequence[str] = (), *, stdin: Any = b"", timeout: float = 120) -> Result:
+    def run(self, script: str, arguments: Sequence[str] = (), *, stdin: Any = b"", **more: Any) -> Result:
         when = self.when.pop(0) if self.when else "never"
         if when == "before":
             raise LineCut("cut before")
-        result = super().run(script, arguments, stdin=stdin, timeout=timeout)
+        result = super().run(script, arguments, stdin=stdin, **more)
         if when == "after":
             raise LineCut("cut after")
         return result
@@ -774,6 +808,108 @@ def test_sqlite_many_semicolons_in_one_text(tmp_path: Path) -> None:
     rows = "\n".join(f"INSERT INTO a VALUES ({number}); -- {number};" for number in range(300))
     assert apply(engine.open(), "a.sql", f"CREATE TABLE a (n integer);\n{rows}") is True
     assert engine.query("SELECT count(*) FROM a") == [(300,)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON tma_migration_history BEGIN SELECT 1; END",
+        "CREATE TEMP TRIGGER t AFTER INSERT ON tma_migration_history BEGIN SELECT 1; END",
+        "CREATE UNIQUE INDEX i ON tma_migration_history (run)",
+        "ALTER TABLE main.tma_migration_fence ADD COLUMN x",
+        "CREATE TRIGGER t AFTER INSERT ON a BEGIN DELETE FROM tma_migration_fence; END; INSERT INTO a VALUES (1)",
+        "REPLACE INTO tma_migration_fence VALUES (1, 0, 1)",
+        "WITH x AS (SELECT 1) DELETE FROM main.[tma_migration_history]",
+    ],
+)
+def test_sqlite_script_cannot_reach_the_history_by_a_detour(tmp_path: Path, statement: str) -> None:
+    engine = Sqlite(tmp_path)
+    with pytest.raises(Failed, match="changes the migration history itself"):
+        apply(engine.open(), "a.sql", f"CREATE TABLE a (n integer); {statement};")
+    assert "a" not in engine.tables()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DO $$ BEGIN UPDATE tma_migration_history SET run = run; EXCEPTION WHEN division_by_zero THEN NULL; END $$",
+        "SAVEPOINT s; DELETE FROM tma_migration_history; RELEASE SAVEPOINT s",
+        "SET TimeZone = 'Asia/Tokyo'; UPDATE tma_migration_fence SET highest = highest",
+        "INSERT INTO tma_migration_history SELECT 'b.sql', checksum, algorithm, fence, run, release, applied_at"
+        " FROM tma_migration_history",
+    ],
+)
+def test_postgresql_script_cannot_write_the_history_by_a_detour(postgres: Postgres, sql: str) -> None:
+    database = postgres.open()
+    apply(database, "00.sql", "CREATE TABLE base (n integer)")
+    with pytest.raises(Failed, match="changes the migration history itself"):
+        apply(database, "a.sql", sql)
+    assert history_of(database) == ["00.sql"]
+    # What only reads it, or changes how values are printed, is let through.
+    assert apply(
+        database, "a.sql", "SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'German'; TABLE tma_migration_history"
+    )
+    assert apply(database, "b.sql", "SELECT 1") is True
+    database.close()
+
+
+def plainly(text: str) -> list[str]:
+    """The statements as SQLite itself sees them, asked at every semicolon."""
+    found, start = [], 0
+    for end in [number + 1 for number, character in enumerate(text) if character == ";"]:
+        if sqlite3.complete_statement(text[start:end]):
+            found.append(text[start:end])
+            start = end
+    return [*found, text[start:]]
+
+
+PIECES = [
+    *("'", '"', "`", "[", "]", "--", "\n", "/*", "*/", ";", ";", ";", " ", "x", "end", "END", "weekend", "begin"),
+    *("create trigger t after insert on a begin ", "create temp trigger ", "explain ", "explain query plan ", "a;b"),
+    *("select case when 1 then 2 end", "--;\n", "/*;*/", "';'", "end;", ";end;", "; end /* x */ ;", "(", "é"),
+]
+
+
+def test_sqlite_statements_are_split_where_sqlite_would() -> None:
+    from pipeline.databases.sqlite_host import beginning, statements
+
+    chance = random.Random(20261122)
+    for _ in range(20_000):
+        text = "".join(chance.choices(PIECES, k=chance.randint(1, 14)))
+        expected = [piece[beginning(piece) :] for piece in plainly(text)]
+        assert [piece for _, piece in statements(text)] == [piece for piece in expected if piece not in {"", ";"}], text
+        for line, piece in statements(text):
+            assert piece.split("\n")[0] in text.split("\n")[line - 1], text
+
+
+@pytest.mark.parametrize("shape", ["one statement", "many statements", "never closed", "trigger never closed"])
+def test_sqlite_script_of_megabytes_is_split_in_time(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted, not timed: what SQLite is given to look at is at most the script once or twice over."""
+    from pipeline.databases import sqlite_host
+
+    row = "('one; two; three; four; five; six; seven; eight', 1)"
+    text = {
+        "one statement": "INSERT INTO a VALUES\n" + ",\n".join([row] * 100_000) + ";",
+        "many statements": f"INSERT INTO a VALUES {row};\n" * 70_000,
+        "never closed": "INSERT INTO a VALUES (1);\nINSERT INTO a VALUES ('" + "a;b;" * 1_250_000,
+        "trigger never closed": "CREATE TRIGGER t AFTER INSERT ON a BEGIN\n"
+        + f"INSERT INTO a VALUES {row};\n" * 70_000,
+    }[shape]
+    assert len(text) > 5_000_000
+    looked_at = 0
+    complete = sqlite3.complete_statement
+
+    def counting(piece: str) -> bool:
+        nonlocal looked_at
+        looked_at += len(piece)
+        assert looked_at <= 2 * len(text)
+        return complete(piece)
+
+    monkeypatch.setattr(sqlite_host.sqlite3, "complete_statement", counting)
+    found = sqlite_host.statements(text)
+    assert len(found) == {"one statement": 1, "many statements": 70_000, "never closed": 2}.get(shape, 1)
+    assert found[-1][0] == {"many statements": 70_000, "never closed": 2}.get(shape, 1)
 
 
 def test_every_word_that_ends_a_transaction_is_known() -> None:

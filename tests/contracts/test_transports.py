@@ -106,6 +106,16 @@ def test_a_stream_larger_than_every_buffer_goes_in_and_out(transport: Transport)
     assert len(result.stderr) == 1_000_000
 
 
+def test_of_much_output_the_end_is_kept_where_asked(transport: Transport) -> None:
+    script = "head -c 300000 /dev/zero; echo end; head -c 70000 /dev/zero >&2; echo worse >&2; exit 3"
+    result = transport.run(script, keep=100_000)
+    assert result.stdout == bytes(100_000 - 4) + b"end\n"
+    assert result.stderr == bytes(70_000) + b"worse\n"
+    assert (result.exit_code, result.cut) == (3, True)
+    exactly = transport.run("head -c 100000 /dev/zero", keep=100_000)
+    assert (len(exactly.stdout), exactly.cut) == (100_000, False)
+
+
 def test_a_script_that_does_not_read_its_input_still_gives_its_exit_code(transport: Transport) -> None:
     assert transport.run("exit 7", stdin=iter([b"x" * 1_000_000] * 8)).exit_code == 7
 

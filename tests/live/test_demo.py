@@ -111,7 +111,7 @@ def test_the_story_shows_each_command_and_says_how_the_hosts_are_reached(demo: D
         "plan vosges",
         "deploy vosges",
         "signoff.page vosges",
-        "signoff.record vosges decision=approved",
+        "signoff.record vosges release=2.4.0+1 decision=approved",
         "promote vosges --yes",
         "status",
         "history vosges",
