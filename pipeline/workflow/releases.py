@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import NotKnown, Reason, Refused, UsageError
-from pipeline.model import Draft
+from pipeline.model import Draft, RefMove
 from pipeline.state import ReleaseState, State
 from pipeline.versions import order, split_release
 from pipeline.workflow import gathering
@@ -86,30 +86,7 @@ def make_release(
         name = next_release(dossier, state, version)
         patches = tuple(p.id for p in state.patches if installation.contains(prepared.commit, p.commit))
         record_id = f"{run}-release-made-1"
-        tag = installation.release_tag(
-            name,
-            prepared.commit,
-            author=session.signer.key,
-            at=session.now(),
-            trailers={
-                "Product": product,
-                "Product-Version": version,
-                "Patch-Ids": ", ".join(patches) or None,
-                "Ticket": ", ".join(tickets),
-                "Record-Id": record_id,
-            },
-        )
-        release = ReleaseState(
-            name=name,
-            version=version,
-            commit=prepared.commit,
-            made_at=session.now(),
-            made_by=session.signer.key,
-            record=record_id,
-            tickets=dossier.tickets(tickets),
-            patches=patches,
-        )
-        gathering.release_manifest(dossier, release)
+        release, tag = _tagged(dossier, name, version, prepared.commit, tickets, patches, record_id, "evolutive")
         made[:] = [_told(dossier, state, release, state.newest_release(), changed=True)]
         return [
             Draft(
@@ -204,31 +181,7 @@ def make_patch(
             again=again,
         )
         patches = (*state.releases[base.release].patches, patch_id)
-        tag = dossier.installation.release_tag(
-            name,
-            prepared.commit,
-            author=session.signer.key,
-            at=session.now(),
-            trailers={
-                "Product": dossier.customer.product,
-                "Product-Version": version,
-                "Patch-Ids": ", ".join(patches),
-                "Maintenance-Type": "corrective",
-                "Ticket": ", ".join(tickets),
-                "Record-Id": record_id,
-            },
-        )
-        release = ReleaseState(
-            name=name,
-            version=version,
-            commit=prepared.commit,
-            made_at=session.now(),
-            made_by=session.signer.key,
-            record=record_id,
-            tickets=dossier.tickets(tickets),
-            patches=patches,
-        )
-        gathering.release_manifest(dossier, release)
+        release, tag = _tagged(dossier, name, version, prepared.commit, tickets, patches, record_id, "corrective")
         sign_off = state.sign_off
         superseded = sign_off.release if sign_off and sign_off.status not in {"rejected", "superseded"} else None
         told = _told(dossier, state, release, state.releases[base.release], changed=True)
@@ -261,6 +214,46 @@ def make_patch(
         ]
 
     return _write(session, dossier, decide, made, dry_run=dry_run)
+
+
+def _tagged(
+    dossier: Dossier,
+    name: str,
+    version: str,
+    commit: str,
+    tickets: tuple[str, ...],
+    patches: tuple[str, ...],
+    record: str,
+    maintenance: str,
+) -> tuple[ReleaseState, RefMove]:
+    """The release and its annotated tag, written and not yet moved; Refused when its tree cannot be a release's."""
+    session = dossier.session
+    tag = dossier.installation.release_tag(
+        name,
+        commit,
+        author=session.signer.key,
+        at=session.now(),
+        trailers={
+            "Product": dossier.customer.product,
+            "Product-Version": version,
+            "Patch-Ids": ", ".join(patches) or None,
+            "Maintenance-Type": maintenance,
+            "Ticket": ", ".join(tickets),
+            "Record-Id": record,
+        },
+    )
+    release = ReleaseState(
+        name=name,
+        version=version,
+        commit=commit,
+        made_at=session.now(),
+        made_by=session.signer.key,
+        record=record,
+        tickets=dossier.tickets(tickets),
+        patches=patches,
+    )
+    gathering.release_manifest(dossier, release)
+    return release, tag
 
 
 def next_release(dossier: Dossier, state: State, version: str) -> str:
