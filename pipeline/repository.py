@@ -241,6 +241,15 @@ class Repository(GitObjects):
             return
         with self.exclusive():
             self._fetch(self.remote, [f"+{pattern}:{pattern}" for pattern in _MIRRORED], "--prune")
+            self._fetched.touch()
+
+    @property
+    def _fetched(self) -> Path:
+        return self.path / "fetched"
+
+    def fetched_at(self) -> datetime | None:
+        """When the mirror was last made equal to the remote (UTC); None when it never was."""
+        return datetime.fromtimestamp(self._fetched.stat().st_mtime, UTC) if self._fetched.exists() else None
 
     def fetch_objects(self, source: str, refspecs: Sequence[str], *, depth: int | None = None) -> None:
         """Brings refs of another repository, given as checked refspecs; raises :class:`Unreachable`."""

@@ -128,12 +128,18 @@ def nobody_else_is_deploying(facts: Facts) -> Iterator[Reason]:
 
 
 def resumes_the_same(facts: Facts) -> Iterator[Reason]:
-    """An open deployment is finished with the content that it began with, or not at all."""
+    """An open deployment is finished with the content that it began with, a promotion with the settings too, or not at all."""
     running = facts.state.environment(facts.environment.key).running
     if running is not None and facts.resumes and running.content != facts.content:
         yield Reason(
             f"deployment {running.deployment} began with content {running.content[:12]}, which is {facts.content[:12]} now "
             "(the playbook was changed)",
+            running.record,
+        )
+    began = running.settings if running is not None and facts.resumes and facts.purpose == "promote" else None
+    if running is not None and began is not None and began != facts.settings:
+        yield Reason(
+            f"deployment {running.deployment} began with other settings of test or production than there are now",
             running.record,
         )
 

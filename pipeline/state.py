@@ -42,6 +42,7 @@ class Running(Noun):
     purpose: str
     release: str
     content: Sha256
+    settings: Sha256 | None = Field(None, description="the digest of the settings that its first attempt began with")
     record: str
     at: Instant
     by: str
@@ -271,6 +272,7 @@ def _deployment_started(state: State, record: Record) -> dict[str, Any]:
         purpose=record.details["purpose"],
         release=record.release,
         content=record.content,
+        settings=record.details.get("settings"),
         record=record.id,
         at=record.at,
         by=record.actor.key,

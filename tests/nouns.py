@@ -137,6 +137,14 @@ class Story:
         self.deployed(name)
         return self.asked(name)
 
+    def paged(self) -> Story:
+        """The page of the newest request, put before the customer."""
+        request = self.state.sign_off
+        assert request is not None
+        details = {"request": request.request, "page": sha("page"), "due": "2026-12-02T22:59:59Z"}
+        self.add("sign-off-page-written", environment="test", release=request.release, details=details)
+        return self
+
     def decided(self, request: Record, decision: str = "approved", *, by: str = "claire", **details: Any) -> Record:
         details = {"request": request.id, "decision": decision, "by": by, **details}
         return self.add("sign-off-recorded", environment="test", release=request.release, details=details)

@@ -111,9 +111,7 @@ def workspace(tmp_path: Path) -> Path:
     (tmp_path / "secret").write_text("hunter2-in-a-file\n")
     (tmp_path / "tasks.py").write_text(FAKE_VERBS + ADOPT)
     (tmp_path / "run_tma.py").write_text(
-        FAKE_VERBS
-        + "from pipeline.command_line import program\n"
-        + "program.run(namespace)\n"
+        FAKE_VERBS + "from pipeline.command_line import program\n" + "program.run(namespace)\n"
     )
     return tmp_path
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.differences import differences, settings_hash
 from pipeline.model import Environment
-from tests.nouns import environment
+from tests.nouns import customer, environment
 
 BASE: dict[str, Any] = {
     "url": "http://shop.example/",
@@ -23,6 +23,10 @@ def on_test(**more: Any) -> Environment:
 
 def on_production(**more: Any) -> Environment:
     return environment("production", **BASE | more)
+
+
+def hashed(test: Environment | None, production: Environment | None, **more: Any) -> str:
+    return settings_hash(customer(**more), test, production)
 
 
 def listed(left: Environment, right: Environment) -> list[tuple[str, str, str]]:
@@ -61,7 +65,7 @@ def test_the_same_settings_differ_in_nothing() -> None:
 )
 def test_one_change_is_one_line_with_both_values(changed: dict[str, Any], expected: list[tuple[str, str, str]]) -> None:
     assert listed(on_test(), on_production(**changed)) == expected
-    assert settings_hash(on_test(), on_production(**changed)) != settings_hash(on_test(), on_production())
+    assert hashed(on_test(), on_production(**changed)) != hashed(on_test(), on_production())
 
 
 def test_a_second_host_is_listed_part_by_part_in_the_order_of_the_places() -> None:
@@ -83,29 +87,27 @@ def test_a_second_host_is_listed_part_by_part_in_the_order_of_the_places() -> No
 )
 def test_windows_and_freezes_say_when_and_not_what(when: dict[str, Any]) -> None:
     assert differences(on_test(), on_production(**when)) == ()
-    assert settings_hash(on_test(**when), on_production(**when)) == settings_hash(on_test(), on_production())
+    assert hashed(on_test(**when), on_production(**when)) == hashed(on_test(), on_production())
 
 
 def test_a_default_that_is_not_written_counts_for_nothing() -> None:
     """A new field of ours, with a default, voids no sign-off."""
     written = environment("test", **BASE)
     assert "transport" not in written.model_fields_set
-    assert settings_hash(written, None) == settings_hash(
-        Environment.model_validate(written.model_dump(exclude_unset=True)), None
-    )
-    assert settings_hash(on_test(transport="ssh"), None) != settings_hash(written, None)
+    assert hashed(written, None) == hashed(Environment.model_validate(written.model_dump(exclude_unset=True)), None)
+    assert hashed(on_test(transport="ssh"), None) != hashed(written, None)
 
 
 def test_either_environment_counts_and_which_of_them_it_is() -> None:
     other = {"url": "http://other/"}
     hashes = [
-        settings_hash(None, None),
-        settings_hash(on_test(), None),
-        settings_hash(None, on_production()),
-        settings_hash(on_test(), on_production()),
-        settings_hash(on_test(**other), on_production()),
-        settings_hash(on_test(), on_production(**other)),
-        settings_hash(on_test(**other), on_production(**other)),
+        hashed(None, None),
+        hashed(on_test(), None),
+        hashed(None, on_production()),
+        hashed(on_test(), on_production()),
+        hashed(on_test(**other), on_production()),
+        hashed(on_test(), on_production(**other)),
+        hashed(on_test(**other), on_production(**other)),
     ]
     assert len(set(hashes)) == len(hashes)
     assert all(len(digest) == 64 for digest in hashes)
@@ -113,4 +115,14 @@ def test_either_environment_counts_and_which_of_them_it_is() -> None:
 
 def test_the_order_of_keys_does_not_count() -> None:
     turned = dict(reversed(BASE["values"].items()))
-    assert settings_hash(on_test(values=turned), None) == settings_hash(on_test(), None)
+    assert hashed(on_test(values=turned), None) == hashed(on_test(), None)
+
+
+@pytest.mark.parametrize("changed", [{"language": "de"}, {"time_zone": "Europe/Berlin"}, {"key": "acme2"}])
+def test_what_templates_and_pages_name_of_the_customer_counts(changed: dict[str, Any]) -> None:
+    assert hashed(on_test(), on_production(), **changed) != hashed(on_test(), on_production())
+
+
+@pytest.mark.parametrize("changed", [{"approvers": ("claire", "paul")}, {"name": "Acme SARL"}, {"sign_off_days": 3}])
+def test_who_decides_and_until_when_is_not_what_is_signed_off(changed: dict[str, Any]) -> None:
+    assert hashed(on_test(), on_production(), **changed) == hashed(on_test(), on_production())

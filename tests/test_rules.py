@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import rules
 from pipeline.errors import Reason
-from pipeline.model import Customer, Freeze, Person, Window
+from pipeline.model import Customer, Environment, Freeze, Person, Window
 from pipeline.rules import Facts, HostFacts, Purpose, decision_refusals, in_freeze, in_window, refusals
 from pipeline.state import State
 from tests.nouns import CLAIRE, EVE, NOW, Story, customer, environment, sha
@@ -29,6 +29,14 @@ PLACES = {
 }
 LATE = Window(days=("mon",), start=time(20), until=time(23))
 FREEZE = Freeze(start=datetime(2026, 11, 23, tzinfo=UTC), until=datetime(2026, 12, 2, 5, tzinfo=UTC), reason="year-end")
+JANE = EVE.model_copy(update={"key": "jane"})
+POSTGRESQL = {"engine": "postgresql", "host": "db.acme.example", "name": "shop", "user": "shop"}
+
+
+def elsewhere(key: str, **more: Any) -> Environment:
+    """The same environment on another machine."""
+    same = environment(key, **more)
+    return same.model_copy(update={"hosts": (same.hosts[0].model_copy(update={"address": "10.0.9.1"}),)})
 
 
 def told(*, decision: str | None = "approved", **details: Any) -> Story:
@@ -61,6 +69,7 @@ def may_go(purpose: Purpose = "promote", state: State | None = None) -> Facts:
         release=state.releases[target],
         content=sha(target),
         settings=sha("settings"),
+        entered_by=EVE,
         hosts=(HostFacts("app1", installed.release),),
         test_hosts=(HostFacts("test1", "2.4.0+1"),) if purpose == "promote" else (),
         contains={"CVE-1": True},
@@ -164,7 +173,7 @@ TABLE = [
     row(
         "other team",
         EVERY,
-        customer_with(team=("jane",)),
+        lambda facts: replace(facts, customer=customer(team=("jane",)), entered_by=JANE),
         ("may_act", "eve is not in the team of acme", PLACES["team"]),
     ),
     row("this team", (), customer_with(team=("jane", "eve"))),
@@ -284,6 +293,23 @@ TABLE = [
         customer_with(approvers=("paul",)),
         ("signed_off", "claire, who decided, is not an approver of acme", PLACES["approvers"]),
     ),
+    row(
+        "entered by nobody known",
+        PROMOTE,
+        having(entered_by=None),
+        ("signed_off", "eve, who entered the decision, is not in people.yaml", DECIDED),
+    ),
+    row(
+        "entered by an auditor of another customer",
+        PROMOTE,
+        having(entered_by=EVE.model_copy(update={"roles": ("auditor",), "customers": ("brandt",)})),
+        (
+            "signed_off",
+            "the decision was entered by somebody who may not: eve has none of the roles engineer, lead, service",
+            DECIDED,
+        ),
+        ("signed_off", "the decision was entered by somebody who may not: eve does not serve acme", DECIDED),
+    ),
     # test_still_holds_it
     row(
         "another release on test",
@@ -336,7 +362,7 @@ TABLE = [
         "not rehearsed",
         PROMOTE,
         having(unrehearsed=("004.sql",)),
-        ("rehearsed_on_test", "migration 004.sql has not run on test", None),
+        ("rehearsed_on_test", "migration 004.sql has not run on test as it is in 2.4.0+1", None),
     ),
     # not_quarantined: below, its words name the environment
     # not_frozen, inside_a_window
@@ -388,6 +414,69 @@ TABLE = [
         host(missing_tools=("tar", "sha256sum")),
         ("hosts_are_ours", "programs are missing on the host: tar, sha256sum", "app2"),
     ),
+    # resumes_the_same: its other reason below names the environment
+    row(
+        "resumed with other settings",
+        PROMOTE,
+        lambda facts: replace(
+            after(
+                lambda story: story.started(
+                    "2.4.0+1",
+                    facts.environment.key,
+                    details={"deployment": "0005", "purpose": facts.purpose, "settings": sha("settings then")},
+                )
+            )(facts),
+            resumes=True,
+        ),
+        (
+            "resumes_the_same",
+            "deployment 0005 began with other settings of test or production than there are now",
+            "r16-deployment-started-1",
+        ),
+    ),
+    # environments_are_apart
+    row(
+        "one folder for two environments",
+        EVERY,
+        having(other_environments=[environment("test"), elsewhere("integration")]),
+        ("environments_are_apart", "/srv/shop on 10.0.0.1 is a folder of test too", PLACES["environment"]),
+    ),
+    row(
+        "one database for two environments",
+        EVERY,
+        lambda facts: replace(
+            environment_with(database=POSTGRESQL)(facts),
+            other_environments=[elsewhere("test", database=POSTGRESQL)],
+        ),
+        ("environments_are_apart", "its database is that of test too", PLACES["environment"]),
+    ),
+    row(
+        "databases of the same name, each on its own machine",
+        (),
+        lambda facts: replace(
+            environment_with(database=POSTGRESQL | {"host": "localhost"})(facts),
+            other_environments=[elsewhere("test", database=POSTGRESQL | {"host": "localhost"})],
+        ),
+    ),
+    # journals_agree
+    row(
+        "journal",
+        EVERY,
+        host(journal=("its deployment journal is damaged: 000002 is missing",)),
+        ("journals_agree", "its deployment journal is damaged: 000002 is missing", "app2"),
+    ),
+    row(
+        "journal on test",
+        PROMOTE,
+        # For the others nothing of test is looked at.
+        lambda facts: replace(
+            facts,
+            test_hosts=tuple(
+                replace(seen, journal=("the folder is that of test of brandt",)) for seen in facts.test_hosts
+            ),
+        ),
+        ("journals_agree", "the folder is that of test of brandt", "test1"),
+    ),
     # hosts_hold_what_was_recorded
     row(
         "drift",
@@ -438,7 +527,8 @@ ON_ENVIRONMENT: list[tuple[str, tuple[Purpose, ...], Callable[[str], Change], Ca
         lambda env: after(lambda story: story.started("2.3.0+1", env, "rollback")),
         lambda env: (
             "nobody_else_is_deploying",
-            f"deployment 0005 of 2.3.0+1 (rollback) on {env} has no outcome yet; started 22 Nov 2026 20:16 UTC by eve",
+            f"deployment 0005 of 2.3.0+1 (rollback) on {env} has no outcome yet; started 22 Nov 2026 20:16 UTC by eve; "
+            "the same command again resumes it, rollback brings it back",
             "r16-deployment-started-1",
         ),
     ),
@@ -451,6 +541,21 @@ ON_ENVIRONMENT: list[tuple[str, tuple[Purpose, ...], Callable[[str], Change], Ca
             f"{env} is quarantined: the way back of deployment 0005 failed; look at the hosts, then: invoke lock.release "
             f"customer=acme env={env} reason=…",
             None,
+        ),
+    ),
+    (
+        "resumed with another playbook",
+        FORWARD,
+        lambda env: (
+            lambda facts: replace(
+                after(lambda story: story.started("2.4.0+1", env, content=sha("another playbook")))(facts), resumes=True
+            )
+        ),
+        lambda env: (
+            "resumes_the_same",
+            f"deployment 0005 began with content {sha('another playbook')[:12]}, which is {sha('2.4.0+1')[:12]} now (the "
+            "playbook was changed)",
+            "r16-deployment-started-1",
         ),
     ),
     (
@@ -496,7 +601,7 @@ def test_every_rule_of_the_module_is_asked() -> None:
     written = {
         name
         for name, found in vars(rules).items()
-        if callable(found) and getattr(found, "__annotations__", {}).get("return") == "Iterator[Reason]"
+        if callable(found) and getattr(found, "__annotations__", {}) == {"facts": "Facts", "return": "Iterator[Reason]"}
     }
     assert written == {rule.__name__ for rule in rules.RULES}
 
@@ -550,6 +655,39 @@ def test_an_interrupted_run_is_resumed_and_not_in_its_own_way() -> None:
     assert refusals(replace(may_go(state=story.state), resumes=True)) == ()
 
 
+def underway(current: str, **changes: Any) -> Facts:
+    """A promotion was interrupted; since then another release came to test, a freeze began, and a window is closed."""
+    story = told()
+    story.started("2.4.0+1", "production", "promote")
+    story.tested("2.5.0+1")
+    closed = environment(windows=(LATE.model_copy(update={"start": time(22)}),), freezes=(FREEZE,))
+    facts = replace(may_go(state=story.state), hosts=(HostFacts("app1", current),), environment=closed, resumes=True)
+    return replace(facts, test_hosts=(HostFacts("test1", "2.5.0+1"),), **changes)
+
+
+def test_once_a_host_has_switched_what_is_asked_to_begin_is_not_asked_again() -> None:
+    assert refusals(underway("2.4.0+1")) == ()
+    begin = ["signed_off", "test_still_holds_it", "test_still_holds_it", "not_frozen", "inside_a_window"]
+    assert [reason.rule for reason in refusals(underway("2.3.0+1"))] == begin
+    # Who does not resume begins, whatever the hosts hold.
+    found = [reason.rule for reason in refusals(underway("2.4.0+1", resumes=False))]
+    assert set(found) == {*begin, "nobody_else_is_deploying", "hosts_hold_what_was_recorded"}
+    # And everything else is asked as ever.
+    findings = [Reason("is not what the records add up to", "state.json")]
+    still: dict[str, dict[str, Any]] = {
+        "may_act": {"actor": EVE.model_copy(update={"roles": ("auditor",)})},
+        "has_a_ticket": {"tickets": ()},
+        "ledger_is_sound": {"findings": findings},
+        "resumes_the_same": {"content": sha("another playbook")},
+        "keeps_every_patch": {"contains": {"CVE-1": False}},
+        "rehearsed_on_test": {"unrehearsed": ("4.sql",)},
+        "migrations_are_as_they_ran": {"edited": ("4.sql",)},
+        "every_migration_has_a_step": {"unmatched": ("4.sql",)},
+    }
+    for rule, change in still.items():
+        assert [reason.rule for reason in refusals(underway("2.4.0+1", **change))] == [rule]
+
+
 # --- the decision itself ---------------------------------------------------------------------------------------------------
 
 PAUL = CLAIRE.model_copy(update={"key": "paul"})
@@ -558,22 +696,60 @@ PAUL = CLAIRE.model_copy(update={"key": "paul"})
 @pytest.mark.parametrize(
     ("story", "by", "approver", "entered_by", "approvers", "expected"),
     [
-        (told(decision=None), "claire", CLAIRE, EVE, ("claire",), []),
-        (told(decision="rejected"), "claire", CLAIRE, EVE, ("claire",), []),
+        (told(decision=None).paged(), "claire", CLAIRE, EVE, ("claire",), []),
+        (told(decision="rejected").paged(), "claire", CLAIRE, EVE, ("claire",), []),
+        (
+            told(decision="rejected").paged(),
+            "paul",
+            PAUL,
+            EVE,
+            ("claire", "paul"),
+            [
+                (
+                    "claire rejected 2.4.0+1: only claire may decide anew, or a new deployment to test asks anew",
+                    DECIDED,
+                )
+            ],
+        ),
+        (told(decision="approved").paged(), "paul", PAUL, EVE, ("claire", "paul"), []),
         (
             told(decision=None),
+            "claire",
+            CLAIRE,
+            EVE,
+            ("claire",),
+            [
+                (
+                    "no page of 2.4.0+1 was put before acme yet: invoke signoff.page customer=acme",
+                    ASKED,
+                )
+            ],
+        ),
+        (
+            told(decision=None).paged(),
+            "claire",
+            CLAIRE,
+            EVE.model_copy(update={"roles": ("auditor",), "customers": ("brandt",)}),
+            ("claire",),
+            [
+                ("eve has none of the roles engineer, lead, service", PLACES["people"]),
+                ("eve does not serve acme", PLACES["people"]),
+            ],
+        ),
+        (
+            told(decision=None).paged(),
             "paul",
             PAUL,
             EVE,
             ("claire", "jane"),
             [("paul is not an approver of acme; approvers are claire, jane", PLACES["approvers"])],
         ),
-        (told(decision=None), "paul", None, EVE, ("paul",), [("paul is not in people.yaml", PLACES["people"])]),
+        (told(decision=None).paged(), "paul", None, EVE, ("paul",), [("paul is not in people.yaml", PLACES["people"])]),
         (
-            told(decision=None),
+            told(decision=None).paged(),
             "claire",
             CLAIRE,
-            CLAIRE,
+            CLAIRE.model_copy(update={"roles": ("approver", "lead")}),
             ("claire",),
             [("claire cannot both decide for the customer and enter the decision", None)],
         ),
@@ -586,10 +762,10 @@ PAUL = CLAIRE.model_copy(update={"key": "paul"})
             [("nothing was put before acme yet: nothing was deployed to test", None)],
         ),
         (
-            told(decision=None),
+            told(decision=None).paged(),
             "eve",
             EVE,
-            PAUL,
+            JANE,
             ("eve",),
             [("eve deployed 2.4.0+1 to test and cannot sign it off", "r13-deployment-finished-1")],
         ),
@@ -616,7 +792,7 @@ def test_a_superseded_request_is_decided_no_more() -> None:
 
 
 def test_what_test_no_longer_holds_is_not_decided() -> None:
-    story = told(decision=None)
+    story = told(decision=None).paged()
     record = story.deployed("2.3.0+1", purpose="rollback")
     [reason] = decision_refusals(story.state, customer(), CLAIRE, "claire", EVE, PLACES)
     assert reason == Reason("test holds 2.3.0+1 now, not 2.4.0+1", record.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +21,11 @@ def story() -> Story:
 
 def statuses(story: Story) -> dict[str, str]:
     return {sign_off.release: sign_off.status for sign_off in story.state.sign_offs}
+
+
+def ran(*scripts: str) -> dict[str, str]:
+    """These scripts with their checksums, as a record of an outcome lists what was applied."""
+    return {script: sha(script) for script in scripts}
 
 
 # --- each kind of record -----------------------------------------------------------------------------------------------
@@ -121,7 +126,7 @@ def test_a_deployment_runs_from_its_start_to_its_outcome(story: Story) -> None:
     assert (here.running.release, here.running.content, here.running.by) == ("2.4.0+1", sha("2.4.0+1"), "eve")
     assert story.state.deployments == 1
 
-    finished = story.finished(started, scripts=["001.sql", "002.sql"], checks=[{"title": "c", "outcome": "ok"}])
+    finished = story.finished(started, scripts=ran("001.sql", "002.sql"), checks=[{"title": "c", "outcome": "ok"}])
     here = story.state.environment("test")
     assert here.running is None
     assert here.installed is not None
@@ -129,7 +134,7 @@ def test_a_deployment_runs_from_its_start_to_its_outcome(story: Story) -> None:
     assert (here.installed.release, here.installed.deployment, here.installed.by) == ("2.4.0+1", "0001", "eve")
     assert here.installed.settings == sha("settings")
     assert here.installed.checks == ({"title": "c", "outcome": "ok"},)
-    assert (here.applied, here.earlier, here.left) == (("001.sql", "002.sql"), (), ())
+    assert (here.applied, here.earlier, here.left) == (ran("001.sql", "002.sql"), (), ())
     assert story.state.environment("production") == EnvironmentState()
 
 
@@ -145,19 +150,19 @@ def test_what_was_installed_before_is_kept_oldest_first(story: Story) -> None:
 
 
 def test_a_failed_deployment_changes_nothing_but_what_it_migrated(story: Story) -> None:
-    story.deployed("1.0+1", scripts=["001.sql"])
-    story.deployed("1.1+1", outcome="failed", scripts=["002.sql"], quarantined=False)
+    story.deployed("1.0+1", scripts=ran("001.sql"))
+    story.deployed("1.1+1", outcome="failed", scripts=ran("002.sql"), quarantined=False)
     here = story.state.environment("test")
     assert here.installed is not None
     assert here.installed.release == "1.0+1"
     assert (here.running, here.earlier, here.quarantined) == (None, (), None)
-    assert here.applied == ("001.sql", "002.sql")
+    assert here.applied == ran("001.sql", "002.sql")
 
 
-def test_a_migration_that_ran_is_named_once(story: Story) -> None:
-    story.deployed("1.1+1", outcome="failed", scripts=["001.sql"])
-    story.deployed("1.1+1", scripts=["001.sql", "002.sql"])
-    assert story.state.environment("test").applied == ("001.sql", "002.sql")
+def test_a_migration_that_ran_is_kept_with_the_text_that_ran_last(story: Story) -> None:
+    story.deployed("1.1+1", outcome="failed", scripts=ran("001.sql"))
+    story.deployed("1.1+1", scripts={"001.sql": sha("edited"), "002.sql": sha("002.sql")})
+    assert story.state.environment("test").applied == {"001.sql": sha("edited"), "002.sql": sha("002.sql")}
 
 
 def test_a_way_back_that_failed_quarantines_until_the_lock_is_released(story: Story) -> None:
@@ -165,18 +170,46 @@ def test_a_way_back_that_failed_quarantines_until_the_lock_is_released(story: St
     story.deployed("1.1+1", "production", outcome="failed", quarantined=True)
     assert story.state.environment("production").quarantined == "0002"
     assert story.state.environment("test").quarantined is None
-    story.add("lock-released", environment="production")
+    story.add("lock-released", environment="production", details={"ends": "lease"})
+    assert story.state.environment("production").quarantined == "0002"
+    story.add("lock-released", environment="production", details={"ends": "quarantine"})
     assert story.state.environment("production").quarantined is None
 
 
-def test_a_released_lock_ends_what_was_running_and_keeps_what_is_installed(story: Story) -> None:
+@pytest.mark.parametrize("ends", ["lease", "quarantine"])
+def test_a_released_lock_leaves_an_open_deployment_open(story: Story, ends: str) -> None:
     story.deployed("1.0+1")
     story.started("1.1+1")
-    story.add("lock-released", environment="test")
+    before = story.state.environment("test")
+    story.add("lock-released", environment="test", details={"ends": ends})
+    assert story.state.environment("test") == before
+
+
+def test_an_open_deployment_that_is_kept_as_found_is_installed(story: Story) -> None:
+    """Only with the move of the environment's branch; without it what was installed before still is."""
+    story.deployed("1.0+1", scripts=ran("001.sql"))
+    started = story.started("1.1+1")
+    fields: dict[str, Any] = {
+        "environment": "test",
+        "release": "1.1+1",
+        "content": sha("1.1+1"),
+        "tickets": TICKETS,
+    }
+    details = {"ends": "deployment", "deployment": "0002", "purpose": "kept as found", "scripts": ran("002.sql")}
+    move = RefMove(ref="refs/heads/acme/env/test", old=None, new=oid("kept"))
+    without = apply(
+        story.state, started.model_copy(update=fields | {"kind": "lock-released", "details": details}), "0" * 64
+    )
+    assert without.environment("test").running is None
+    assert without.environment("test").installed == story.state.environment("test").installed
+    record = story.add("lock-released", moves=(move,), details=details, **fields)
     here = story.state.environment("test")
     assert here.running is None
     assert here.installed is not None
-    assert here.installed.release == "1.0+1"
+    assert (here.installed.release, here.installed.deployment, here.installed.record) == ("1.1+1", "0002", record.id)
+    assert (here.installed.commit, here.installed.settings) == (oid("kept"), None)
+    assert [earlier.release for earlier in here.earlier] == ["1.0+1"]
+    assert here.applied == ran("001.sql", "002.sql")
 
 
 def test_an_accepted_edit_is_this_old_and_this_new_checksum(story: Story) -> None:
@@ -365,10 +398,11 @@ def test_a_rejected_request_that_is_not_the_newest_is_decided_no_more(story: Sto
 
 
 def test_scripts_of_a_deployment_whose_lock_was_released_have_run(story: Story) -> None:
-    story.deployed("1.0+1", scripts=["001.sql"])
+    story.deployed("1.0+1", scripts=ran("001.sql"))
     story.started("1.1+1")
-    story.add("lock-released", environment="test", details={"scripts": ["001.sql", "002.sql"]})
-    assert story.state.environment("test").applied == ("001.sql", "002.sql")
+    details = {"ends": "deployment", "scripts": ran("001.sql", "002.sql")}
+    story.add("lock-released", environment="test", details=details)
+    assert story.state.environment("test").applied == ran("001.sql", "002.sql")
 
 
 def test_the_commit_of_a_deployment_is_that_of_its_environment(story: Story) -> None:
@@ -402,11 +436,11 @@ def every_kind() -> Story:
     details = {"request": request.id, "page": sha("page"), "due": "2026-12-02T22:59:59Z"}
     story.add("sign-off-page-written", details=details)
     story.decided(request)
-    story.deployed("1.0+1", "production", "promote", scripts=["001.sql"])
+    story.deployed("1.0+1", "production", "promote", scripts=ran("001.sql"))
     story.patch("1.0+2", "CVE-1", "1.0+1")
     story.add("migration-accepted", details={"script": "001.sql", "old": sha("a"), "new": sha("b")})
     story.started("1.0+2")
-    story.add("lock-released", environment="test")
+    story.add("lock-released", environment="test", details={"ends": "deployment"})
     story.add("erased", details={"count": 1})
     story.add("ticket-closed", tickets=TICKETS)
     return story

@@ -1,6 +1,6 @@
 """The main job on the local transport with SQLite: what goes through, what is refused, what is brought back.
 
-What needs many deployments is marked live: it needs no server, but more time than ``make quick`` has.
+What needs many deployments is marked slow: it takes more time than ``make quick`` has.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def test_a_failing_migration_stops_it_and_the_old_release_serves(tested: Flow) -
     tested.check_sound()
 
 
-@pytest.mark.parametrize("text", ["{{ values.nothing }}\n", "{% if %}\n"])
+@pytest.mark.parametrize("text", ["{{ values.nothing }}\n", "{% if %}\n", "{{ values.title + 1 }}\n", "{{ 1 / 0 }}\n"])
 def test_a_template_that_cannot_be_filled_in_is_found_before_anything_is_announced(tested: Flow, text: str) -> None:
     tested.make("1.2.0", {"config/app.conf.j2": "first\n" + text})
     before, count = tested.refs(), len(tested.records())

@@ -1,8 +1,8 @@
 """Killed anywhere, interrupted, or not alone: the same command finds out what is done, and does the rest.
 
 A child process deploys or promotes, and is ended by SIGKILL at a line of progress, before or after a git command, before
-or after a script on the host. Then the same command is given again. What is marked live needs no server, but
-more time than ``make quick`` has.
+or after a script on the host. Then the same command is given again. What is marked slow takes more
+time than ``make quick`` has.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pipeline.workflow import deployments
 from pipeline.workflow.session import Session
 from tests.flows import Flow, told
 from tests.test_ledger_concurrency import SHIM, ended, in_child
+
+pytestmark = pytest.mark.slow
 
 SEED = 20261122
 SAMPLED = 5

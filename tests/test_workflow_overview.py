@@ -1,6 +1,6 @@
 """Who runs what, now and then; who waits for whom; what happened; what stands on a ticket.
 
-What is marked live here needs no server, but more time than ``make quick`` has.
+What is marked slow takes more time than ``make quick`` has.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Products, lines, releases and patches: what becomes of a version, and that nothing is ever half-merged.
 
-What is marked live here needs no server, but more time than ``make quick`` has.
+What is marked slow takes more time than ``make quick`` has.
 """
 
 from __future__ import annotations

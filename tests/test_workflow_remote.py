@@ -1,6 +1,6 @@
 """Two workspaces, each with its own mirror of one bare remote: what one does the other sees, and nothing is lost.
 
-What is marked live here needs no server, but more time than ``make quick`` has.
+What is marked slow takes more time than ``make quick`` has.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Locked, PipelineError, Refused
+from pipeline.errors import Locked, PipelineError, Refused, Unreachable
 from pipeline.ledger import Ledger
 from pipeline.repository import Repository
 from pipeline.workflow import deployments, overview
 from tests.flows import Flow, told
 from tests.test_ledger_concurrency import ended, in_child
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -125,3 +127,36 @@ def test_both_at_once_on_one_customer_lose_nothing(two: tuple[Flow, Flow, Reposi
     finished = [r for r in ledger.records() if r.kind == "deployment-finished" and r.release == "1.1.0+1"]
     assert [record.outcome for record in finished] == ["ok"]
     assert remote.refs("refs/leases/") == {}
+
+
+def told_by_status(flow: Flow) -> tuple[list[str | None], list[str]]:
+    """The releases in the overview, and what was said along the way."""
+    flow.lines.clear()
+    return rows(flow), list(flow.lines)
+
+
+def test_the_overview_is_the_remotes_and_without_it_says_how_old_it_is(
+    two: tuple[Flow, Flow, Repository], tmp_path: Path
+) -> None:
+    first, second, remote = two
+    # A machine that was never here before sees what there is, before anything is decided on it.
+    shutil.rmtree(second.folder / "var")
+    assert told_by_status(second) == (["1.0.0+1", None], [])
+    first.release("1.1.0")
+    first.deploy()
+    assert told_by_status(second) == (["1.1.0+1", None], [])
+    past = overview.status(second.session(), at=Ledger(remote, "acme").records()[0].at)
+    assert [row["release"] for row in past.rows] == ["1.1.0+1", None]
+
+    remote.path.rename(tmp_path / "away.git")
+    for look in (rows, lambda flow: overview.history(flow.session(), customer="acme").records):
+        second.lines.clear()
+        assert look(second)
+        [note] = second.lines
+        assert "this is the mirror of this machine, last fetched: 20" in note
+    assert rows(second) == ["1.1.0+1", None]
+    # What decides does not go by a mirror.
+    with pytest.raises(Unreachable):
+        second.ticket("Perdu")
+    (tmp_path / "away.git").rename(remote.path)
+    assert second.ticket("Retrouvé") == "ACME-2"

@@ -1,6 +1,6 @@
 """The page and the decision: who may decide what, on what, and what is kept of it.
 
-What is marked live here needs no server, but more time than ``make quick`` has.
+What is marked slow takes more time than ``make quick`` has.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_the_page_is_written_once_for_each_content(waiting: Flow) -> None:
 def test_there_is_no_page_for_what_is_not_on_test(released: Flow) -> None:
     with pytest.raises(Refused, match="nothing is on test"):
         page(released)
-    with pytest.raises(Refused, match="nothing was put before acme yet"):
+    with pytest.raises(Refused, match="nothing is on test of acme to be signed off"):
         released.decide()
     released.deploy()
     released.make("1.2.0", {})

@@ -109,7 +109,9 @@ people:
         self.product = folder / "product"
         self.git(self.product, "init", "-q", "-b", "main")
         self.version("1.0.0", {"migrations/001_base.sql": "CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT);\n"})
-        self.version("1.1.0", {"migrations/002_price.sql": "ALTER TABLE item ADD COLUMN price INTEGER;\n", "new.txt": "new\n"})
+        self.version(
+            "1.1.0", {"migrations/002_price.sql": "ALTER TABLE item ADD COLUMN price INTEGER;\n", "new.txt": "new\n"}
+        )
 
     def write(self, path: str, text: str) -> Path:
         file = self.folder / path

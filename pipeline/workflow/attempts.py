@@ -116,7 +116,7 @@ def bring_back(case: Case, running: Running) -> DeploymentResult:
             ],
         )
     with _held(case, running.run):
-        attempt = _announce(case, running.run)
+        attempt = _announce(case, running.run, _began_with(case, running))
         try:
             report = runner.bring_back(case.plan, _ground(case, attempt, {}), case.before)
             applied = _applied_in(case, running.run)
@@ -169,7 +169,16 @@ def _rendered(case: Case) -> dict[tuple[str, str], bytes]:
     return rendered
 
 
-def _announce(case: Case, run: str) -> Attempt:
+def _began_with(case: Case, running: Running) -> dict[str, bytes]:
+    """The configuration of the attempt before, so that one more attempt at the way back finds it too."""
+    ledger = case.dossier.ledger
+    record = ledger.record(running.record)
+    named = record.configuration if record else {}
+    return {name: data for name, sha256 in named.items() if (data := ledger.configuration(sha256)) is not None}
+
+
+def _announce(case: Case, run: str, configuration: dict[str, bytes] | None = None) -> Attempt:
+    """The record of one attempt; ``configuration`` is what it goes by, by default what there is now."""
     session, key = case.dossier.session, case.environment.key
     started: dict[str, Any] = {}
 
@@ -206,11 +215,12 @@ def _announce(case: Case, run: str) -> Attempt:
                 release=case.release.name,
                 content=case.content,
                 tickets=case.dossier.tickets(case.tickets),
-                configuration=case.dossier.configuration(key),
+                configuration=configuration or case.dossier.configuration(key),
                 texts={"people": case.dossier.people_used(session.actor.key)},
                 details={
                     "deployment": deployment,
                     "purpose": case.purpose,
+                    "settings": here.running.settings if here.running else case.settings,
                     "from": case.plan.installed,
                     "version": case.release.version,
                     "resumed": here.running is not None,

@@ -190,7 +190,7 @@ def _fresh(session: Session, name: str | None) -> Repository:
     try:
         repository.fetch()
     except Unreachable as error:
-        seen = repository.path / "FETCH_HEAD"
-        age = f"{datetime.fromtimestamp(seen.stat().st_mtime, UTC):%Y-%m-%d %H:%MZ}" if seen.exists() else "never"
+        seen = repository.fetched_at()
+        age = f"{seen:%Y-%m-%d %H:%MZ}" if seen else "never"
         session.progress(f"note: {error.what}; this is the mirror of this machine, last fetched: {age}")
     return repository
