@@ -16,6 +16,26 @@ SCHEMA_VERSION = 1
 
 NOTHING_CHANGED = "Nothing was changed."
 
+EXIT_CODES: Mapping[int, str] = {
+    0: "done, or there was nothing to do",
+    1: "failed: it was tried and did not work",
+    2: "usage or configuration: the command or a file is wrong, nothing was tried",
+    3: "unknown: no such customer, environment, release, version or ticket",
+    4: "refused by a rule",
+    5: "locked: another run holds it",
+    6: "partly done, or the outcome is unknown",
+    7: "unreachable, or not let in",
+    70: "a bug of ours; the report is named",
+    130: "interrupted",
+}
+"""Every exit code of the command line, with what it means: the families below, and 0."""
+
+
+def next_lines(commands: Iterable[str], *, in_order: bool) -> list[str]:
+    """The lines that tell what to type next: alternatives, or with ``in_order`` steps of which each follows the last."""
+    more = "then:" if in_order else "  or:"
+    return [f"{more if position else 'Next:'} {command}" for position, command in enumerate(commands)]
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -37,7 +57,8 @@ class PipelineError(Exception):
     """An error that a user can understand; raise one of the families below, never this class itself.
 
     ``what`` is one sentence; ``reasons`` all of the reasons, not only the first; ``state`` what is true now;
-    ``next_commands`` what to type next. ``details`` is for ``--json`` only: JSON values, never a secret.
+    ``next_commands`` what to type next: one of them, or with ``in_order`` one after the other. ``details`` is for
+    ``--json`` only: JSON values, never a secret.
     """
 
     exit_code: ClassVar[int] = 70
@@ -50,6 +71,7 @@ class PipelineError(Exception):
         reasons: Iterable[Reason | str] = (),
         state: str = NOTHING_CHANGED,
         next_commands: Iterable[str] = (),
+        in_order: bool = False,
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(what)
@@ -57,6 +79,7 @@ class PipelineError(Exception):
         self.reasons = tuple(Reason(reason) if isinstance(reason, str) else reason for reason in reasons)
         self.state = state
         self.next_commands = tuple(next_commands)
+        self.in_order = in_order
         self.details = dict(details or {})
 
     def render(self) -> str:
@@ -65,9 +88,7 @@ class PipelineError(Exception):
         lines += [f"  - {reason}" for reason in self.reasons]
         if self.state:
             lines.append(self.state)
-        for position, command in enumerate(self.next_commands):
-            lines.append(f"{'Next:' if position == 0 else '  or:'} {command}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *next_lines(self.next_commands, in_order=self.in_order)])
 
     def as_json(self) -> dict[str, Any]:
         """The error as one JSON object with its ``schema_version``."""
@@ -83,6 +104,7 @@ class PipelineError(Exception):
                 ],
                 "state": self.state,
                 "next": list(self.next_commands),
+                "next_in_order": self.in_order,
                 "details": self.details,
             },
         }

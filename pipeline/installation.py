@@ -57,6 +57,7 @@ class MergeConflict(Failed):
             + ([f"and {len(conflicts) - _LISTED} more files"] if len(conflicts) > _LISTED else []),
             state="Nothing was moved: the line, its releases and every environment are as they were.",
             next_commands=commands,
+            in_order=True,
             details={"conflicts": [vars(conflict) for conflict in conflicts], "pick": pick},
         )
         self.conflicts = conflicts
@@ -229,11 +230,7 @@ class Installation:
         """
         tip = self._started()
         base = self.release_commit(base_release)
-        if (commit is None) == (diff is None):
-            raise UsageError("a patch is one commit or one file with a diff")
-        tree = (
-            self._apply(base, diff) if diff is not None else self._pick(base, self._commit(commit or ""), base_release)
-        )
+        tree = self.fixed(base_release, commit=commit, diff=diff)
         if tree == self.repository.tree_of(base):
             raise Refused(f"the patch changes nothing on {base_release}: the release holds it already")
         title = summary or f"Patch {patch_id} on {base_release}"
@@ -247,6 +244,17 @@ class Installation:
             tree, [ours, patched], with_trailers(title, {"Patch-Ids": patch_id}), author=author, at=at
         )
         return Prepared(patched, line, (RefMove(ref=self.line, old=tip, new=line),), messages=messages)
+
+    def fixed(self, release: str, *, commit: str | None = None, diff: bytes | None = None) -> str:
+        """The tree of a release with a fix, which is one commit or a diff; Failed when it does not apply to the release."""
+        if (commit is None) == (diff is None):
+            raise UsageError("a patch is one commit or one file with a diff")
+        base = self.release_commit(release)
+        return (
+            self._apply(base, diff, release)
+            if diff is not None
+            else self._pick(base, self._commit(commit or ""), release)
+        )
 
     def release_tag(
         self, release: str, commit: str, *, trailers: Mapping[str, str | None], author: str, at: datetime
@@ -300,7 +308,8 @@ class Installation:
             pick=pick,
             commands=(
                 f"invoke line.checkout customer={self.customer} folder={folder}",
-                f"git -C {folder} cherry-pick {pick[:12]}   # resolve the files, git add them, git cherry-pick --continue",
+                f"git -C {folder} cherry-pick {pick[:12]}   # resolve the files, and git add or git rm them",
+                f"git -C {folder} commit --allow-empty   # allowed, since all may stay as the line has it",
                 f"git -C {folder} push origin +HEAD:refs/heads/{self.customer}/merging",
                 f"{again or 'the same command'} merged=COMMIT   # the commit that you pushed",
             ),
@@ -376,7 +385,7 @@ class Installation:
             )
         return merge.tree
 
-    def _apply(self, base: str, diff: bytes) -> str:
+    def _apply(self, base: str, diff: bytes, base_release: str) -> str:
         """The tree of a commit with a diff applied (``git apply``, exactly: no fuzz)."""
         with tempfile.TemporaryDirectory(prefix="tma-apply-") as folder:
             index = {"GIT_INDEX_FILE": os.fspath(Path(folder) / "index")}
@@ -386,7 +395,7 @@ class Installation:
             )
             if done.returncode:
                 raise Failed(
-                    "the diff does not apply to the release",
+                    f"the diff does not apply to {base_release}",
                     reasons=[line for line in done.stderr.decode("utf-8", "replace").splitlines() if line][:_LISTED],
                 )
             return self.repository.git("write-tree", extra=index).stdout.decode().strip()

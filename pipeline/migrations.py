@@ -107,18 +107,17 @@ def select(
 
     Patterns are those of :mod:`fnmatch`, with upper and lower case told apart on every machine.
     """
-    wanted, unwanted = _patterns(only), _patterns(except_)
-    return [
-        script for script in scripts if (only is None or _matches(script, wanted)) and not _matches(script, unwanted)
-    ]
+    return [script for script in scripts if named(script.id, only, except_)]
+
+
+def named(script: str, only: str | Collection[str] | None = None, except_: str | Collection[str] | None = None) -> bool:
+    """Whether the migration with this id is one of a ``migrate`` step, as :func:`select` chooses."""
+    name = PurePosixPath(script).name
+    wanted = only is None or any(fnmatchcase(name, pattern) for pattern in _patterns(only))
+    return wanted and not any(fnmatchcase(name, pattern) for pattern in _patterns(except_))
 
 
 def _patterns(value: str | Collection[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _matches(script: Script, patterns: Iterable[str]) -> bool:
-    name = PurePosixPath(script.id).name
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -464,6 +464,22 @@ def _groups(steps: Sequence[AnyStep]) -> list[list[AnyStep]]:
     return groups
 
 
+def contract_scripts(playbook: Playbook, scripts: Iterable[str]) -> tuple[str, ...]:
+    """Those of these migrations (by id) that the playbook applies after the switch."""
+    from pipeline.migrations import named
+
+    after: list[str] = []
+    for script in scripts:
+        switched = False
+        for step in playbook.steps:
+            switched = switched or step.kind == "switch"
+            if isinstance(step, MigrateStep) and named(script, step.only, step.except_):
+                # The first step that names it applies it.
+                after += [script] if switched else []
+                break
+    return tuple(after)
+
+
 def unmatched(playbook: Playbook, pending: Sequence[Script]) -> tuple[str, ...]:
     """Pending migrations that no migrate step of the playbook would ever apply."""
     from pipeline.migrations import select

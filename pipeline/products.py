@@ -35,6 +35,7 @@ from pipeline.repository import (
     with_trailers,
     without_credentials,
 )
+from pipeline.suggest import nearest
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 AUTHOR = "product"
@@ -138,10 +139,16 @@ class Products:
         """The commit of a version; raises :class:`NotKnown`."""
         found = self.repository.ref(self.tag_ref(product, version))
         if found is None:
+            known = self.versions(product)
+            near = nearest(version, known)
+            # Who writes the tag's name (v2.5.0) means a version that is here; importing would not find another one.
+            there = near is not None and near == version.removeprefix("v")
             raise NotKnown(
-                f"{product} has no version {version} here",
-                reasons=[f"imported versions: {', '.join(self.versions(product)) or 'none'}"],
-                next_commands=[f"invoke product.import product={product} version={version}"],
+                f"{product} has no version {version} here" + (f" (did you mean '{near}'?)" if near else ""),
+                reasons=[f"imported versions: {', '.join(known) or 'none'}"],
+                next_commands=[]
+                if there
+                else [f"invoke product.import product={product} version={version.removeprefix('v')}"],
             )
         return found
 

@@ -44,9 +44,10 @@ class Facts:
 
     ``places`` leads from a name (``windows``, ``freezes.0``, ``approvers``…) to ``file:line:column``.
     ``findings`` are what the verification of the whole ledger found; ``content`` and ``settings`` are the digests computed
-    now; ``contains`` says for each patch id installed on this
-    environment whether the release has it. ``test_hosts`` is filled for a promotion only; ``entered_by`` is who signed the record
-    of the customer's decision.
+    now; ``contains`` says for each patch id installed on this environment whether the release has it. ``vanished`` leads
+    from a script that the release lacks to the release that it ran here with; ``lost`` are scripts that were applied here
+    and that the database's history lacks. ``test_hosts`` is filled for a promotion only; ``entered_by`` is who signed the
+    record of the customer's decision.
     """
 
     purpose: Purpose
@@ -68,7 +69,8 @@ class Facts:
     unknown_tickets: Sequence[str] = ()
     tickets: Sequence[str] = ()
     edited: Sequence[str] = ()
-    vanished: Sequence[str] = ()
+    vanished: Mapping[str, str] = field(default_factory=dict)
+    lost: Sequence[str] = ()
     unmatched: Sequence[str] = ()
     unrehearsed: Sequence[str] = ()
     places: Mapping[str, str] = field(default_factory=dict)
@@ -252,9 +254,26 @@ def migrations_are_as_they_ran(facts: Facts) -> Iterator[Reason]:
             f"migration {script} was edited after it ran here; if the edit is harmless: invoke migrate.accept "
             f"customer={facts.customer.key} script={script} env={facts.environment.key} reason=…"
         )
-    for script in facts.vanished:
+    for script, ran_with in facts.vanished.items():
+        unknown = "" if ran_with in facts.state.releases else f" (which is no release of {facts.customer.key})"
         yield Reason(
-            f"migration {script} ran here and is in no release of {facts.customer.key}: it was removed or renamed"
+            f"migration {script} ran here with {ran_with}{unknown}, and {facts.release.name} does not hold it; if it was "
+            f"removed or renamed on purpose: invoke migrate.accept customer={facts.customer.key} script={script} "
+            f"env={facts.environment.key} release={facts.release.name} reason=…"
+        )
+
+
+def database_is_the_one(facts: Facts) -> Iterator[Reason]:
+    """The database has had every migration that deployments here applied: an empty or older one is not migrated anew."""
+    if facts.lost:
+        applied = len(facts.state.environment(facts.environment.key).applied)
+        listed = ", ".join(facts.lost[:5]) + (", …" if len(facts.lost) > 5 else "")
+        yield Reason(
+            f"the database lacks {len(facts.lost)} of the {applied} migration(s) that were applied on "
+            f"{facts.environment.key} ({listed}): it is another database, or an older copy; restore it, or look at its "
+            f"settings. If it was replaced on purpose: invoke migrate.accept customer={facts.customer.key} script='*' "
+            f"env={facts.environment.key} reason=…",
+            facts.places.get("environment"),
         )
 
 
@@ -357,6 +376,7 @@ RULES: dict[Rule, frozenset[Purpose]] = {
     hosts_are_ours: frozenset({"deploy", "promote", "rollback"}),
     journals_agree: frozenset({"deploy", "promote", "rollback"}),
     hosts_hold_what_was_recorded: frozenset({"deploy", "promote", "rollback"}),
+    database_is_the_one: frozenset({"deploy", "promote"}),
     migrations_are_as_they_ran: frozenset({"deploy", "promote"}),
     every_migration_has_a_step: frozenset({"deploy", "promote"}),
 }

@@ -14,8 +14,11 @@ from pydantic import Field
 
 from pipeline.model import Decision, Instant, Noun, ObjectId, Record, Sha256, TicketRef
 
-STATE_SCHEMA = 1
+STATE_SCHEMA = 2
 """Raise it with every change of these models or of the fold: a state.json of an older schema is folded anew."""
+
+EVERY_SCRIPT = "*"
+"""What ``migration-accepted`` names where a database was replaced: the scripts that it lacks count as not applied."""
 
 
 class Deployed(Noun):
@@ -55,6 +58,7 @@ class EnvironmentState(Noun):
     installed: Deployed | None = None
     earlier: tuple[Deployed, ...] = ()
     running: Running | None = None
+    failed: str | None = Field(None, description="the newest deployment, where it failed: its number and release")
     quarantined: str | None = Field(None, description="the deployment whose way back failed")
     left: tuple[str, ...] = Field((), description="releases that this environment was rolled back from")
     applied: dict[str, str] = Field(
@@ -315,14 +319,17 @@ def _deployment_finished(state: State, record: Record) -> dict[str, Any]:
             update["earlier"] = (*before.earlier, before.installed)
         update["installed"] = installed
         update["quarantined"] = None
+        update["failed"] = None
         left = set(before.left)
         if installed.purpose == "rollback" and before.installed is not None:
             left.add(before.installed.release)
         elif installed.purpose != "rollback":
             left.discard(installed.release)
         update["left"] = tuple(sorted(left))
-    elif record.details.get("quarantined"):
-        update["quarantined"] = record.details["deployment"]
+    else:
+        update["failed"] = f"{record.details['deployment']} of {record.release}"
+        if record.details.get("quarantined"):
+            update["quarantined"] = record.details["deployment"]
     changes: dict[str, Any] = {"environments": _with_environment(state, record.environment, **update)}
     if record.environment == "production" and record.outcome == "ok" and record.details["purpose"] == "rollback":
         assert before.installed is not None
@@ -395,6 +402,11 @@ def _sign_off_recorded(state: State, record: Record) -> dict[str, Any]:
 
 def _migration_accepted(state: State, record: Record) -> dict[str, Any]:
     details = record.details
+    if details["script"] == EVERY_SCRIPT:
+        assert record.environment is not None
+        missing = set(details["missing"])
+        applied = {s: c for s, c in state.environment(record.environment).applied.items() if s not in missing}
+        return {"environments": _with_environment(state, record.environment, applied=applied)}
     acceptance = Acceptance(
         script=details["script"],
         old=details["old"],

@@ -42,6 +42,7 @@ _NUMBER_TO_SOMEBODY = re.compile(
     re.VERBOSE,
 )
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:(?:[Tt]|[ \t]+)[0-9]{1,2}:.*)?", re.DOTALL)
+_CLOCK_WITH_A_DOT = re.compile(r"((?:[01]?[0-9]|2[0-4]))\.([0-5][0-9])")
 _CLOCK = re.compile(r"[0-9]{1,2}:[0-5][0-9](?::[0-5][0-9])?")
 _BEGINS_LIKE_NO_TEXT = frozenset("0123456789-+.")
 
@@ -299,8 +300,13 @@ class _Builder:
         if plain:
             place.plain = text
             waits = self._key_waits()
-            value, trap = meaning(text, dated=waits is not None and waits[0] in self.dated)
-            if trap is not None:
+            dated = waits is not None and waits[0] in self.dated
+            value, trap = meaning(text, dated=dated)
+            clock = _CLOCK_WITH_A_DOT.fullmatch(text) if dated else None
+            if clock is not None:
+                hours, minutes = clock.groups()
+                self._refuse(event, f"a time of day has a colon: write {quoted(f'{hours:0>2}:{minutes}')}, not {text}")
+            elif trap is not None:
                 self._refuse(event, refusal(trap, None if place.confidential else text))
             elif text == "" and place.key:
                 # The mark of a value that is not there is wherever the next thing begins.

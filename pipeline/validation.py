@@ -74,7 +74,12 @@ def validated(
             return model.model_validate(_with_tuples(value), strict=True), reasons
         return model.model_validate_json(json.dumps(value), strict=True), reasons
     except ValidationError as error:
-        for fault in error.errors(include_url=False):
+        faults = error.errors(include_url=False)
+        # A list whose items are wrong is short of them for Pydantic, and not for the person who wrote them.
+        wrong = {fault["loc"][:length] for fault in faults for length in range(len(fault["loc"]))}
+        for fault in faults:
+            if fault["type"] == "too_short" and fault["loc"] in wrong:
+                continue
             reason = _reason(model, source, fault)
             if reason is not None:
                 reasons.append(reason)

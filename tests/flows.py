@@ -219,3 +219,18 @@ def _tell(base: Path, point: Point, hosts: int) -> Flow:
 def open_session(flow: Flow, key: str) -> Session:
     """A session of somebody else."""
     return flow.session(signing_key=key)
+
+
+def customise(flow: Flow, path: str, text: str | None) -> str:
+    """An engineer's ordinary commit on the line, pushed, that writes or (None) removes a file; its id."""
+    made = lines.checkout_line(flow.session(), customer="acme", folder=Path(f"tree-{len(list(flow.folder.iterdir()))}"))
+    assert made.folder is not None
+    tree = Path(made.folder)
+    if text is None:
+        (tree / path).unlink()
+    else:
+        (tree / path).write_text(text)
+    flow.git(tree, "add", "-A")
+    flow.git(tree, "commit", "-q", "-m", "a customisation")
+    flow.git(tree, "push", "-q")
+    return flow.git(tree, "rev-parse", "HEAD")

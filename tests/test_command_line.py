@@ -1,8 +1,10 @@
 """The same words from stock ``invoke`` and from ``tma``, down to exit codes, streams, signals and broken pipes."""
 
 import inspect
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +19,11 @@ import invoke.main
 import pytest
 
 from pipeline.command_line.guide import GROUPS
+from pipeline.command_line.options import a_moment, a_past_time
 from pipeline.command_line.output import Output
 from pipeline.command_line.program import TmaConfig, TmaProgram
 from pipeline.command_line.verb import find_workspace
+from pipeline.errors import EXIT_CODES
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +45,7 @@ class Answer:
     given: dict
     changed: bool = True
     next_commands: tuple = ("invoke status customer=acme",)
+    in_order: bool = False
     def lines(self): return [f"{k}={v!r}" for k, v in self.given.items()]
     def model_dump(self, *, mode="python"): return {"what": "done", "given": self.given}
 
@@ -73,6 +78,8 @@ def fail(command, how: Annotated[str, Option("how it fails")]):
     if how == "bug":
         password = "hunter2-in-a-file"
         raise KeyError("it was " + os.environ.get("CANARY", "") + password)
+    if how == "file":
+        raise errors.ConfigurationError("wrong", next_commands=["${EDITOR:-vi} +8 environments/a.yaml"])
     if how == "disk":
         raise OSError(28, "No space left on device", "/var/x")
     if how == "sleep":
@@ -332,6 +339,15 @@ def test_core_flags_of_tma(workspace: Path, call: Caller) -> None:
     assert f"Next: tma --workspace {workspace} status customer=acme" in ended.err
 
 
+def test_a_wrong_file_is_named_from_where_one_is(
+    workspace: Path, call: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "here").mkdir()
+    monkeypatch.chdir(workspace / "here")
+    for words in (("--workspace=..", "fail", "file"), ("fail", "file")):
+        assert "Next: ${EDITOR:-vi} +8 ../environments/a.yaml\n" in call(*words, program="tma").err
+
+
 def test_the_nearest_workspace(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     inside = workspace / "a" / "b"
     inside.mkdir(parents=True)
@@ -398,6 +414,15 @@ def test_broken_pipes_are_quiet_and_stop_nothing(workspace: Path, name: str) -> 
     assert (workspace / "ran").exists()
 
 
+def test_a_completion_script_may_be_cut_short(workspace: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*program("tma", workspace), "--print-completion-script=bash"]
+    ended = subprocess.run(command, check=False, cwd=workspace, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_a_full_disk_under_standard_output_is_said(workspace: Path) -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
@@ -421,6 +446,31 @@ ISSUED = {
     *("migrate.accept", "erase", "ledger.verify", "key.create", "lock.release"),
     *("demo.run", "demo.start", "demo.stop"),
 }
+
+
+COMMANDS = PROJECT / "docs" / "commands.md"
+
+
+def rows_of(text: str, head: str) -> dict[str, str]:
+    """The rows of the table of a Markdown text whose head begins with this cell: first cell → second."""
+    lines = text.partition(f"\n| {head} |")[2].splitlines()[2:]
+    cells = [line.strip("| ").split(" | ", 1) for line in itertools.takewhile(lambda line: line.startswith("|"), lines)]
+    return {first.strip().strip("`"): second.strip() for first, second in cells}
+
+
+def test_the_exit_codes_are_documented_as_they_are(call: Caller) -> None:
+    documented = rows_of(COMMANDS.read_text(), "exit code")
+    assert documented == {str(code): meaning for code, meaning in EXIT_CODES.items()}
+    listed = call().out.partition("Exit codes\n")[2]
+    assert dict(line.split(maxsplit=1) for line in listed.splitlines()) == documented
+
+
+def test_the_documented_verbs_are_the_verbs() -> None:
+    from pipeline.verbs import VERBS
+
+    text = COMMANDS.read_text()
+    documented = [row for group in GROUPS for row in rows_of(text, group).items()]
+    assert documented == [(verb.path, verb.summary) for group in GROUPS for verb in VERBS if verb.group == group]
 
 
 def test_every_verb_is_there_and_in_a_group() -> None:
@@ -474,12 +524,32 @@ def test_the_words_of_a_decision() -> None:
         "date": "2026-12-24",
         "text": "text: of it",
     }
+    with pytest.raises(ValueError, match=r"did you mean 'works'\?"):
+        verdicts_of("A-1:work")
+    with pytest.raises(ValueError, match=r"did you mean 'blocking'\?"):
+        reservation_of("bloking:2026-12-24:x")
     for wrong in ("A-1", "A-1:fine", ":works", "A-1:works,A-1:works"):
         with pytest.raises(ValueError, match=r"is |names "):
             verdicts_of(wrong)
     for wrong in ("minor", "minor:text", "small:2026-12-24:x", "minor:2026-02-30:x", "minor:2026-12-24: "):
         with pytest.raises(ValueError, match=r"is |names "):
             reservation_of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("convert", "text", "said"),
+    [
+        (a_moment, "2026-12-06", "has no time: write the day and the time, for instance '2026-12-06 20:00'"),
+        (a_moment, "soon", "is a day and a time written as"),
+        (a_moment, "2026-12-06 25:00", "is no day and time"),
+        (a_past_time, "22.11.2026", "is a day written as 2026-11-30, or with a time as '2026-11-30 20:00', not"),
+        (a_past_time, "2026-1-2", "is a day written as 2026-11-30, or with a time as"),
+        (a_past_time, "2026-02-30", "names no day of the calendar"),
+    ],
+)
+def test_what_is_no_time_is_told_with_one_that_is(convert: Callable[[str], Any], text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        convert(text)
 
 
 @pytest.mark.parametrize("path", sorted(ISSUED))

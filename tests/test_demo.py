@@ -88,7 +88,8 @@ def test_each_migration_of_the_product_belongs_to_one_step_of_its_playbook(produ
     assert taken[-1] == "004_post_delivery_days.sql"
 
 
-def test_a_taken_port_is_named_with_the_file_that_asks_for_it(workspace: Path) -> None:
+def test_a_taken_port_is_named_with_the_file_that_asks_for_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "sshd_program", lambda: None)
     hosts = list(servers.demo_hosts(load_workspace(workspace)))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -97,8 +98,13 @@ def test_a_taken_port_is_named_with_the_file_that_asks_for_it(workspace: Path) -
         file = workspace / "environments/vosges/test.yaml"
         file.write_text(file.read_text().replace("28481", str(taken)))
         hosts = [host for host in servers.demo_hosts(load_workspace(workspace)) if host.port == taken]
-        with pytest.raises(UsageError, match=rf"port {taken} is taken .*environments/vosges/test.yaml"):
+        with pytest.raises(UsageError, match=rf"port {taken} is taken .*environments/vosges/test.yaml") as caught:
             servers.check_ports(hosts)
+        assert all(command.endswith("then invoke demo.run") for command in caught.value.next_commands)
+        (hosts[0].folder / "current").mkdir(parents=True)
+        with pytest.raises(UsageError) as caught:
+            servers.start(workspace)
+        assert all(command.endswith("then invoke demo.start") for command in caught.value.next_commands)
     servers.check_ports(hosts)
 
 
@@ -108,6 +114,8 @@ def test_without_sshd_the_hosts_are_this_machine_and_it_is_said(
     monkeypatch.setattr(servers, "sshd_program", lambda: None)
     started = servers.start(workspace)
     assert "the local transport, without SSH: no OpenSSH server is installed" in "\n".join(started.lines())
+    assert started.what == "the demo's hosts are there; no application is deployed yet"
+    assert started.next_commands == ("invoke demo.run",)
     settings = load_workspace(workspace).settings
     assert settings.local_while
     assert (workspace / settings.local_while).exists()

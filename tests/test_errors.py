@@ -66,6 +66,19 @@ def test_an_error_is_what_each_reason_the_state_and_the_next_command() -> None:
     )
 
 
+def test_steps_are_told_as_steps() -> None:
+    error = errors.Failed("it broke", state="", next_commands=["a", "b", "c"], in_order=True)
+    assert error.render() == "failed: it broke\nNext: a\nthen: b\nthen: c"
+    assert error.as_json()["error"]["next_in_order"] is True
+
+
+def test_every_exit_code_has_its_meaning() -> None:
+    assert set(errors.EXIT_CODES) == {0, *(family.exit_code for family in families().values())}
+    for family in families().values():
+        if family is not PipelineError:
+            assert family.word in errors.EXIT_CODES[family.exit_code]
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -99,6 +112,7 @@ def test_an_error_is_one_json_object(name: str) -> None:
             ],
             "state": "s",
             "next": ["n"],
+            "next_in_order": False,
             "details": {"k": [1]},
         },
     }

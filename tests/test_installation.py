@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -207,7 +208,9 @@ def test_the_printed_commands_resolve_it_and_merged_continues(
     (folder / "app.py").write_bytes(source_file((2, "three, for acme")))
     subprocess.run([*git, "add", "app.py"], check=True)
     subprocess.run([*git, "rm", "-q", "old.txt"], check=True, capture_output=True)
-    subprocess.run([*git, "-c", "core.editor=true", "cherry-pick", "--continue"], check=True, capture_output=True)
+    finished = shlex.split(conflict.next_commands[2].partition("#")[0].replace("acme-merge", str(folder)))
+    subprocess.run([*git, "-c", "core.editor=true", *finished[3:]], check=True, capture_output=True)
+    assert not (folder / ".git" / "CHERRY_PICK_HEAD").exists()
     subprocess.run([*git, "push", "-q", "origin", "+HEAD:refs/heads/acme/merging"], check=True, capture_output=True)
     resolved = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     for name in (resolved[:12], "acme/merging"):
@@ -222,6 +225,35 @@ def test_the_printed_commands_resolve_it_and_merged_continues(
     assert story.installation.held_version()[0] == "3.0.0"
     # The next merge has 3.0.0 as its base: acme's resolution is a customisation now.
     assert story.installation.customisations() == ["app.py"]
+
+
+def test_a_conflict_that_stays_as_the_line_has_it_continues_with_the_same_commands(
+    story: Story, tmp_path: Path
+) -> None:
+    story.deliver("2.0.6", {**VERSIONS["2.0.4"], "app.py": source_file((2, "two-six"))})
+    story.start("2.0.4")
+    story.write({"app.py": source_file((2, "acme's own"))})
+    with pytest.raises(MergeConflict) as caught:
+        story.installation.merge_version("shop", "2.0.6", author="ana", at=AT)
+    conflict = caught.value
+    assert conflict.in_order
+    folder = story.installation.checkout(tmp_path / "acme-merge")
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.invalid", "-c", "core.editor=true"]
+
+    def typed(command: str, *, code: int = 0) -> None:
+        words = shlex.split(command.partition("#")[0])
+        done = subprocess.run([*git, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+
+    typed(conflict.next_commands[1], code=1)
+    typed("git -C acme-merge checkout --ours app.py")
+    typed("git -C acme-merge add app.py")
+    for command in conflict.next_commands[2:-1]:
+        typed(command)
+    assert not (folder / ".git" / "CHERRY_PICK_HEAD").exists()
+    story.done(story.installation.merge_version("shop", "2.0.6", author="ana", at=AT, merged="acme/merging"))
+    assert story.installation.held_version()[0] == "2.0.6"
+    assert story.line() == source_file((2, "acme's own"))
 
 
 RESOLVED: dict[str, bytes | None] = {

@@ -19,7 +19,7 @@ from pipeline.ledger import Ledger
 from pipeline.model import Draft, People, RefMove
 from pipeline.repository import NewCommit, Raced, Repository
 from pipeline.signing import RECORD_CONTEXT, Signer
-from pipeline.state import State
+from pipeline.state import STATE_SCHEMA, State
 from tests.ledgers import (
     CUSTOMER,
     LEDGER,
@@ -226,7 +226,7 @@ def test_a_state_of_an_older_schema_is_folded_anew(
     assert list(ledger.state().tickets) == ["ACME-1"]
     assert ledger.verify(people) == []
     ledger.append(jane, lambda state: [ticket(2)])
-    assert json.loads(ledger.repository.read(f"{LEDGER}:state.json") or b"")["schema_version"] == 1
+    assert json.loads(ledger.repository.read(f"{LEDGER}:state.json") or b"")["schema_version"] == STATE_SCHEMA
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -251,10 +251,10 @@ def test_nothing_is_decided_on_a_newer_schema(ledger: Ledger, jane: Signer, noun
     [record] = ledger.append(jane, lambda state: [ticket(1)])
     path = "state.json" if noun == "state" else f"records/{record.id}.json"
     document = json.loads(ledger.repository.read(f"{LEDGER}:{path}") or b"")
-    rewrite(ledger, {path: canonical(document | {"schema_version": 2, "unheard-of": True})})
-    with pytest.raises(Refused, match=f"{noun} schema 2 is needed"):
+    rewrite(ledger, {path: canonical(document | {"schema_version": 3, "unheard-of": True})})
+    with pytest.raises(Refused, match=f"{noun} schema 3 is needed"):
         ledger.append(jane, lambda state: pytest.fail("decided"))
-    with pytest.raises(Refused, match=f"{noun} schema 2 is needed"):
+    with pytest.raises(Refused, match=f"{noun} schema 3 is needed"):
         ledger.state() if noun == "state" else ledger.records()
     assert ledger.verify() != []
 

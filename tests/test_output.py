@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.command_line.bug_report import report
 from pipeline.command_line.output import Output, plain, program_name
-from pipeline.errors import Failed, NotKnown, PartlyDone
+from pipeline.errors import Failed, NotKnown, PartlyDone, Reason
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -21,6 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 @dataclass(frozen=True)
 class Answer:
     changed: bool = False
+    in_order: bool = False
     next_commands: tuple[str, ...] = ("invoke plan customer=acme", "invoke status")
 
     def lines(self) -> list[str]:
@@ -37,6 +38,13 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.err == "Next: invoke plan customer=acme\n  or: invoke status\n"
 
 
+def test_steps_are_told_as_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().result(Answer(in_order=True))
+    assert capsys.readouterr().err == "Next: invoke plan customer=acme\nthen: invoke status\n"
+    Output(as_json=True).result(Answer(in_order=True))
+    assert json.loads(capsys.readouterr().out)["next_in_order"] is True
+
+
 def test_one_json_object_whose_head_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
     Output(as_json=True, program="tma").result(Answer())
     caught = capsys.readouterr()
@@ -47,6 +55,7 @@ def test_one_json_object_whose_head_is_ours(capsys: pytest.CaptureFixture[str]) 
         "what": "é",
         "path": "/x",
         "next": ["tma plan customer=acme", "tma status"],
+        "next_in_order": False,
     }
     assert caught.err == ""
 
@@ -69,6 +78,37 @@ def test_commands_are_suggested_as_this_person_types_them() -> None:
     output = Output(program=program_name("tma", "--workspace", "/a b"))
     assert output.typed("invoke promote customer=acme") == "tma --workspace '/a b' promote customer=acme"
     assert output.typed("git push") == "git push"
+
+
+def test_commands_within_sentences_are_as_this_person_types_them(capsys: pytest.CaptureFixture[str]) -> None:
+    def error() -> Failed:
+        return Failed(
+            "it broke",
+            reasons=[Reason("no page yet: invoke signoff.page customer=acme", "a.yaml:1:2"), "we invoke magic"],
+            state="To go on: invoke plan; not invoke planner, not invoke plan.x, not /bin/invoke plan.",
+            next_commands=["end it, then invoke plan"],
+        )
+
+    Output(program="tma", tasks=["plan", "signoff.page"]).error(error())
+    assert capsys.readouterr().err == (
+        "failed: it broke\n"
+        "  - no page yet: tma signoff.page customer=acme (a.yaml:1:2)\n"
+        "  - we invoke magic\n"
+        "To go on: tma plan; not invoke planner, not invoke plan.x, not /bin/invoke plan.\n"
+        "Next: end it, then tma plan\n"
+    )
+    Output(tasks=["plan", "signoff.page"]).error(error())
+    assert "no page yet: invoke signoff.page" in capsys.readouterr().err
+
+
+def test_a_place_is_named_from_where_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    wrong = "${EDITOR:-vi} +8 environments/acme/test.yaml"
+    output = Output(workspace=tmp_path / "my ws")
+    assert output.typed(wrong) == "${EDITOR:-vi} +8 '../my ws/environments/acme/test.yaml'"
+    assert Output(workspace=tmp_path / "here").typed(wrong) == wrong
+    assert output.typed("${EDITOR:-vi} +8 /etc/x.yaml") == "${EDITOR:-vi} +8 /etc/x.yaml"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +189,12 @@ except PipelineError as error:
         (["production"], "acm\n", "the name typed is not acme"),
         (["production"], "yes\n", "the name typed is not acme"),
         (["production"], "\n", "the name typed is not acme"),
-        (["production"], "\x04", "Nothing was changed."),
+        (
+            ["production"],
+            "\x04",
+            "\r\nusage: promote changes production of acme (Acme SAS), and no answer was given\r\n",
+        ),
+        (["production"], "\x03", "\r\nTraceback"),  # the verb's own runner turns it into Interrupted
         (["production", "refused"], None, "promote cannot be done for acme."),
         (["production", "--yes"], None, "went on True"),
         (["production", "--dry-run"], None, "went on False"),

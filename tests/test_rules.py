@@ -125,6 +125,13 @@ def without(state: State, key: str) -> State:
     return state.model_copy(update={"environments": others})
 
 
+def having_applied(state: State, key: str, count: int) -> State:
+    """The state, had deployments to this environment applied so many migrations."""
+    applied = {f"{number}.sql": sha(str(number)) for number in range(count)}
+    here = state.environment(key).model_copy(update={"applied": applied})
+    return state.model_copy(update={"environments": {**state.environments, key: here}})
+
+
 def request_of(release: str) -> str:
     return next(sign_off.request for sign_off in told().state.sign_offs if sign_off.release == release)
 
@@ -485,16 +492,6 @@ TABLE = [
         ("hosts_hold_what_was_recorded", "changed on the server since the deployment: changed app.py", "app2"),
     ),
     # migrations_are_as_they_ran
-    row(
-        "vanished",
-        FORWARD,
-        having(vanished=("002.sql",)),
-        (
-            "migrations_are_as_they_ran",
-            "migration 002.sql ran here and is in no release of acme: it was removed or renamed",
-            None,
-        ),
-    ),
     # every_migration_has_a_step
     row(
         "unmatched",
@@ -567,6 +564,41 @@ ON_ENVIRONMENT: list[tuple[str, tuple[Purpose, ...], Callable[[str], Change], Ca
             "migration 002.sql was edited after it ran here; if the edit is harmless: invoke migrate.accept customer=acme "
             f"script=002.sql env={env} reason=…",
             None,
+        ),
+    ),
+    (
+        "vanished",
+        FORWARD,
+        lambda env: having(vanished={"002.sql": "2.3.0+1"}),
+        lambda env: (
+            "migrations_are_as_they_ran",
+            "migration 002.sql ran here with 2.3.0+1, and 2.4.0+1 does not hold it; if it was removed or renamed on "
+            f"purpose: invoke migrate.accept customer=acme script=002.sql env={env} release=2.4.0+1 reason=…",
+            None,
+        ),
+    ),
+    (
+        "vanished, of nobody's release",
+        FORWARD,
+        lambda env: having(vanished={"002.sql": "9.9.9+9"}),
+        lambda env: (
+            "migrations_are_as_they_ran",
+            "migration 002.sql ran here with 9.9.9+9 (which is no release of acme), and 2.4.0+1 does not hold it; if it was "
+            "removed or renamed on purpose: invoke migrate.accept customer=acme script=002.sql "
+            f"env={env} release=2.4.0+1 reason=…",
+            None,
+        ),
+    ),
+    (
+        "another database",
+        FORWARD,
+        lambda env: lambda facts: replace(facts, state=having_applied(facts.state, env, 7), lost=list("abcdef")),
+        lambda env: (
+            "database_is_the_one",
+            f"the database lacks 6 of the 7 migration(s) that were applied on {env} (a, b, c, d, e, …): it is another "
+            "database, or an older copy; restore it, or look at its settings. If it was replaced on purpose: invoke "
+            f"migrate.accept customer=acme script='*' env={env} reason=…",
+            PLACES["environment"],
         ),
     ),
 ]

@@ -321,6 +321,14 @@ def test_a_mistake_is_refused_at_its_place(write: Write, file: str, written: str
     assert "hunter2" not in "\n".join(found)
 
 
+def test_a_list_whose_items_are_wrong_is_not_called_too_short(write: Write) -> None:
+    for file, written, instead in (("test", "    address:", "    adress:"), ("people", "[engineer]", "[enginer]")):
+        name = NAMES[file]
+        assert written in FILES[name]
+        found = refused(write({name: FILES[name].replace(written, instead, 1)}))
+        assert found and not [reason for reason in found if "at least" in reason]
+
+
 @pytest.mark.parametrize("name", sorted(NAMES.values()))
 @pytest.mark.parametrize("text", ["- x\n", "x\n", "5\n", "{}\n", "", "a: [\n", "~\n"])
 def test_a_file_of_another_shape_is_refused_at_its_beginning(write: Write, name: str, text: str) -> None:

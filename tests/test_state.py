@@ -220,6 +220,13 @@ def test_an_accepted_edit_is_this_old_and_this_new_checksum(story: Story) -> Non
     assert (accepted.record, accepted.by, accepted.reason) == (record.id, "eve", sha("harmless"))
 
 
+def test_a_database_that_was_replaced_has_not_had_what_it_lacks(story: Story) -> None:
+    story.deployed("1.0+1", scripts=ran("001.sql", "002.sql"))
+    story.add("migration-accepted", environment="test", details={"script": "*", "missing": ["002.sql"]})
+    assert story.state.environment("test").applied == ran("001.sql")
+    assert story.state.accepted == ()
+
+
 # --- rolling back ------------------------------------------------------------------------------------------------------
 
 

@@ -205,6 +205,13 @@ def test_dates_and_times_need_no_quotes_where_they_are_expected() -> None:
     assert refusals("start: 0123\n", dated={"start"})
 
 
+@pytest.mark.parametrize(("written", "meant"), [("23.00", "23:00"), ("23.15", "23:15"), ("7.30", "07:30")])
+def test_a_time_of_day_with_a_dot_is_told_with_a_colon(written: str, meant: str) -> None:
+    said = f"a time of day has a colon: write '{meant}', not {written}"
+    assert refusals(f"until: {written}\n", dated={"until"}) == [f"f.yaml:1:8 {said}"]
+    assert read("f.yaml", b"rate: 23.15\n", dated={"until"}).value == {"rate": 23.15}
+
+
 @pytest.mark.usefixtures("_loader")
 def test_places() -> None:
     source = read("f.yaml", b"a:\n  b:\n    - c: x\n    - plain\nd:\n")

@@ -15,7 +15,9 @@ import pytest
 from pipeline.errors import ConfigurationError, Failed, Locked, NotKnown, PartlyDone, Refused, UsageError
 from pipeline.workflow import deployments, overview, releases, upkeep
 from pipeline.workflow.deployments import PlanResult
-from tests.flows import BROKEN, Flow, told
+from tests.flows import BROKEN, Flow, customise, told
+
+pytestmark = pytest.mark.slow
 
 LINES = "line two\nline three\nline four\nline five\n"
 INSERT = "INSERT INTO item (name) VALUES ('once');\n"
@@ -515,11 +517,52 @@ def test_an_edited_migration_stops_everything_until_this_very_edit_is_accepted(l
     live.check_sound()
 
 
+def test_a_migration_of_a_later_build_is_ahead_of_an_older_one(tested: Flow) -> None:
+    """It is known, and in a release; the older build runs on the expanded schema."""
+    customise(tested, "migrations/005_own.sql", "ALTER TABLE item ADD COLUMN own TEXT;\n")
+    tested.release("1.0.0")
+    tested.deploy("1.0.0+2")
+    planned = deployments.plan(tested.session(), customer="acme", release="1.0.0+1")
+    assert (planned.stays_applied, planned.refusals) == (("005_own.sql",), ())
+    assert tested.deploy("1.0.0+1").changed is True
+    # The same script missing from a later build is another matter.
+    customise(tested, "migrations/005_own.sql", None)
+    tested.release("1.0.0")
+    with pytest.raises(Refused, match=r"005_own\.sql ran here with 1\.0\.0\+2, and 1\.0\.0\+3 does not") as refused:
+        tested.deploy("1.0.0+3")
+    accept = "invoke migrate.accept customer=acme script=005_own.sql env=test release=1.0.0+3 reason=…"
+    assert refused.value.next_commands == (accept,)
+
+
+def test_a_database_that_was_replaced_is_not_migrated_anew_unless_that_is_said(tested: Flow) -> None:
+    tested.release("1.1.0")
+    database = tested.host("test") / "shared" / "app.sqlite"
+    database.rename(database.with_name("elsewhere.sqlite"))
+    with pytest.raises(Refused, match=r"lacks 1 of the 1 migration\(s\) that were applied on test \(001_base\.sql\)"):
+        tested.deploy()
+    assert not database.exists()
+    database.with_name("elsewhere.sqlite").rename(database)
+    assert deployments.plan(tested.session(), customer="acme").refusals == ()
+    kept = upkeep.accept_migration(tested.session(), customer="acme", script="*", reason="x")
+    assert (kept.changed, kept.missing) == (False, ())
+
+    database.unlink()
+    would = upkeep.accept_migration(tested.session(), customer="acme", script="*", reason="x", dry_run=True)
+    assert (would.changed, would.missing) == (False, ("001_base.sql",))
+    assert tested.records("migration-accepted") == []
+    done = upkeep.accept_migration(tested.session(), customer="acme", script="*", reason="a fresh one for the trial")
+    assert (done.changed, done.missing) == (True, ("001_base.sql",))
+    assert tested.state().environment("test").applied == {}
+    assert tested.deploy().migrations == ("001_base.sql", "002_price.sql")
+    assert set(tested.state().environment("test").applied) == {"001_base.sql", "002_price.sql"}
+    tested.check_sound()
+
+
 @pytest.mark.slow
 def test_a_migration_that_vanished_and_one_that_no_step_runs(waiting: Flow) -> None:
     waiting.git(waiting.product, "mv", "migrations/002_price.sql", "migrations/002_prix.sql")
     waiting.make("1.2.0", {"migrations/002_prix.sql": "SELECT 1;\n"})
-    with pytest.raises(Refused, match=r"002_price\.sql ran here and is in no release"):
+    with pytest.raises(Refused, match=r"002_price\.sql ran here with 1\.1\.0\+1, and 1\.2\.0\+1 does not hold it"):
         waiting.deploy()
     # An older release does not know it yet: it is ahead, which is no reason.
     planned = deployments.plan(waiting.session(), customer="acme", release="1.0.0+1")

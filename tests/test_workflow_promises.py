@@ -39,6 +39,8 @@ from tests.flows import Flow, told
 from tests.nouns import NOW, sha
 from tests.test_ledger import all_object_bytes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tested(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Flow:

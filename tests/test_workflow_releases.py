@@ -13,10 +13,13 @@ import pytest
 from pipeline.errors import Failed, NotKnown, PipelineError, Refused, UsageError
 from pipeline.installation import MergeConflict
 from pipeline.workflow import lines, products, releases, tickets
-from tests.flows import Flow, told
+from tests.flows import Flow, customise, told
 from tests.workspaces import Sample
 
+pytestmark = pytest.mark.slow
+
 LINES = "line two\nline three\nline four\nline five\n"
+COMMENT = "--- a/KNOWN_ISSUES.md\n+++ b/KNOWN_ISSUES.md\n@@ -1,3 +1,4 @@\n # Known\n \n - the clock is slow\n+# why\n"
 
 
 @pytest.fixture
@@ -27,18 +30,6 @@ def live(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Flow:
 @pytest.fixture
 def released(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Flow:
     return told(tmp_path_factory, tmp_path, "released")
-
-
-def customise(flow: Flow, path: str, text: str) -> str:
-    """An engineer's ordinary commit on the line, pushed; its id."""
-    made = lines.checkout_line(flow.session(), customer="acme", folder=Path(f"tree-{len(list(flow.folder.iterdir()))}"))
-    assert made.folder is not None
-    tree = Path(made.folder)
-    (tree / path).write_text(text)
-    flow.git(tree, "add", "-A")
-    flow.git(tree, "commit", "-q", "-m", "a customisation")
-    flow.git(tree, "push", "-q")
-    return flow.git(tree, "rev-parse", "HEAD")
 
 
 def resolve(flow: Flow, conflict: MergeConflict, files: dict[str, str]) -> str:
@@ -209,8 +200,8 @@ def test_a_patch_is_the_installed_release_and_the_fix_and_on_the_line(live: Flow
     for wrong in ({}, {"commit": commit, "file": Path("x")}):
         with pytest.raises(UsageError, match="either as commit= or as file="):
             patch(live, **wrong)
-    with pytest.raises(NotKnown, match="nothing is installed on integration"):
-        patch(live, commit=commit, environment="integration")
+    with pytest.raises(NotKnown, match=r"no environment 'tset' \(did you mean 'test'\?\)"):
+        patch(live, commit=commit, environment="tset")
     would = patch(live, commit=commit, dry_run=True)
     assert (would.changed, would.release) == (False, "1.0.0+2")
     assert live.refs() == before
@@ -241,7 +232,7 @@ def test_a_patch_as_a_diff(live: Flow) -> None:
         patch(live, file=Path("nofile.diff"))
     live.write("bad.diff", diff.replace("line four", "line 4"))
     before = live.refs()
-    with pytest.raises(Failed, match="does not apply"):
+    with pytest.raises(Failed, match=r"the diff does not apply to 1\.0\.0\+1"):
         patch(live, file=Path("bad.diff"))
     assert live.refs() == before
     made = patch(live, file=Path("fix.diff"))
@@ -266,6 +257,80 @@ def test_a_patch_that_conflicts_with_the_line_moves_nothing_and_is_finished_by_a
     assert app(live, "refs/heads/acme/main") == "depot 1.1.0 fixed\n" + LINES
     assert live.installation.contains("refs/heads/acme/main", made.commit)
     assert live.ledger.verify(live.session().workspace.people) == []
+
+
+def test_a_second_patch_keeps_the_first_which_is_not_installed_yet(live: Flow) -> None:
+    first = patch(live, commit=fix(live, "depot 1.0.0\nline two\nline three\nline four\nline five, fixed\n"), id="A")
+    assert (first.base, first.left_out) == ("1.0.0+1", ())
+    live.write("b.diff", COMMENT)
+    second = patch(live, file=Path("b.diff"), id="B")
+    assert (second.release, second.base, second.since) == ("1.0.0+3", "1.0.0+2", "1.0.0+2")
+    assert (second.patches, second.left_out) == (("A", "B"), ())
+    assert "  built on 1.0.0+2" in second.lines()
+    assert app(live, second.commit).endswith("line five, fixed\n")
+    assert second.files == (("M", "KNOWN_ISSUES.md"),)
+    assert live.release("1.1.0").patches == ("A", "B")
+    assert live.ledger.verify(live.session().workspace.people) == []
+
+    # A patched release that the customer rejected is not built on, and neither is what came after it.
+    live.deploy("1.0.0+2")
+    live.decide("rejected", reasons="non")
+    live.write("c.diff", "--- /dev/null\n+++ b/c.txt\n@@ -0,0 +1 @@\n+c\n")
+    third = patch(live, file=Path("c.diff"), id="C", dry_run=True)
+    assert (third.base, third.patches) == ("1.0.0+1", ("C",))
+    assert "  NOT in it: patch A, the customer rejected 1.0.0+2" in third.lines()
+    assert "  NOT in it: patch B, it was built on 1.0.0+2" in third.lines()
+
+
+def test_a_patch_that_the_environment_was_rolled_back_from_is_not_built_on(live: Flow) -> None:
+    patch(live, commit=fix(live, "depot 1.0.0\nline two\nline three\nline four\nline five, fixed\n"), id="A")
+    live.deploy("1.0.0+2")
+    live.rollback("test")
+    live.write("b.diff", COMMENT)
+    other = patch(live, file=Path("b.diff"), environment="test", dry_run=True)
+    assert (other.base, other.left_out) == ("1.0.0+1", (("A", "test was rolled back from 1.0.0+2"),))
+    # Production was not.
+    assert patch(live, file=Path("b.diff"), dry_run=True).base == "1.0.0+2"
+
+
+def test_the_same_patch_again_is_there_already(live: Flow) -> None:
+    commit = fix(live, "depot 1.0.0\nline two\nline three\nline four\nline five, fixed\n")
+    live.write("a.diff", live.git(live.product, "diff", f"{commit}^", commit) + "\n")
+    made = patch(live, commit=commit)
+    before = live.refs()
+    for again in ({"commit": commit}, {"file": Path("a.diff")}, {"commit": commit, "dry_run": True}):
+        there = patch(live, **again)
+        assert (there.changed, there.release, there.what) == (
+            False,
+            made.release,
+            "release 1.0.0+2 of acme is there already",
+        )
+        assert (there.since, there.files, there.patches) == (made.since, made.files, made.patches)
+    assert live.refs() == before
+    # Rejected, it is still the same fix on the same release.
+    live.deploy("1.0.0+2")
+    live.decide("rejected", reasons="non")
+    assert patch(live, commit=commit).changed is False
+
+
+def test_a_commit_that_nobody_has_is_asked_of_the_product(live: Flow) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(NotKnown, match="neither in the repository of depot nor in the installations") as unknown:
+            patch(live, commit="0123456789" * 4, dry_run=dry_run)
+        assert "to the repository of depot" in unknown.value.next_commands[0]
+        assert not any("merging" in command for command in unknown.value.next_commands)
+
+
+def test_a_release_is_told_the_same_way_again(live: Flow) -> None:
+    again = live.release("1.1.0")
+    assert (again.changed, again.since, again.migrations) == (False, "1.0.0+1", ("002_price.sql",))
+    assert "  differs from the product as delivered: nowhere" in again.lines()
+
+
+def test_a_tags_name_is_not_a_version(released: Flow) -> None:
+    with pytest.raises(NotKnown, match=r"no version v1\.1\.0 here \(did you mean '1\.1\.0'\?\)") as unknown:
+        released.release("v1.1.0")
+    assert unknown.value.next_commands == ()
 
 
 @pytest.mark.slow

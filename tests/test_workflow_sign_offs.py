@@ -17,6 +17,8 @@ from pipeline.errors import NotKnown, Refused, UsageError
 from pipeline.workflow import sign_offs
 from tests.flows import Flow, told
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def waiting(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Flow:
@@ -96,6 +98,26 @@ def test_there_is_no_page_for_what_is_not_on_test(released: Flow) -> None:
 
 
 # --- the decision ------------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_next_is_the_page_then_the_decision(waiting: Flow) -> None:
+    def after_promote() -> tuple[str, ...]:
+        with pytest.raises(Refused) as caught:
+            waiting.promote()
+        return caught.value.next_commands
+
+    def after_decision(by: str, *, paged: bool) -> tuple[str, ...]:
+        with pytest.raises(Refused) as caught:
+            waiting.decide(by=by, paged=paged)
+        return caught.value.next_commands
+
+    write = ("invoke signoff.page customer=acme",)
+    decide = "invoke signoff.record customer=acme release=1.1.0+1 decision=… by=claire evidence=…"
+    assert after_promote() == after_decision("claire", paged=False) == write
+    page(waiting)
+    assert after_promote() == (decide,)
+    assert after_decision("clare", paged=False) == (decide,)
+    assert after_decision("nobody", paged=False) == ("invoke status customer=acme",)
 
 
 def test_a_decision_is_kept_with_its_evidence_and_recorded_once(waiting: Flow) -> None:

@@ -31,6 +31,11 @@ def test_a_ticket_is_erased_and_the_records_verify_as_before(released: Flow) -> 
     before, records = released.refs(), [record.model_dump() for record in released.records()]
     would = upkeep.erase(released.session(), customer="acme", ticket=second, reason="asked", dry_run=True)
     assert (would.changed, would.count) == (False, 4)
+    opened = next(record for record in released.records("ticket-opened") if record.tickets[0].id == second)
+    assert would.lines()[1:] == [
+        f"  {opened.id}  ticket-opened  {name}" for name in sorted(opened.texts) if name != "people"
+    ]
+    assert would.next_commands == (f"invoke erase customer=acme ticket={second} reason=asked",)
     assert released.refs() == before
 
     done = upkeep.erase(released.session(), customer="acme", ticket=second, reason="asked for it")
@@ -67,6 +72,52 @@ def test_a_person_is_erased_wherever_she_is_named(tested: Flow) -> None:
     for wrong in wrongs:
         with pytest.raises(UsageError, match="say what to erase"):
             upkeep.erase(tested.session(), customer="acme", reason="x", **wrong)
+
+
+def test_nothing_is_asked_about_an_erasure_that_says_nothing(tested: Flow) -> None:
+    """Without a terminal the missing option is named, and not the terminal; then the terminal is."""
+    from pipeline.command_line.output import Output
+    from pipeline.command_line.verb import Command
+    from pipeline.verbs.upkeep import erase
+
+    command = Command(erase, {"workspace": str(tested.folder)}, Output(), {})
+    with pytest.raises(UsageError, match="say what to erase"):
+        erase.body(command, customer="acme", reason="x")
+    with pytest.raises(NotKnown, match="no record of acme is about 'ACME-9'"):
+        erase.body(command, customer="acme", reason="x", ticket="ACME-9")
+    before = tested.refs()
+    with pytest.raises(UsageError, match="no terminal to ask on"):
+        erase.body(command, customer="acme", reason="x", ticket="ACME-1")
+    assert tested.refs() == before
+
+
+def test_tickets_say_what_was_done(released: Flow) -> None:
+    def close(**more: Any) -> list[str]:
+        return tickets.close_ticket(released.session(), customer="acme", ticket="ACME-1", **more).lines()
+
+    would = tickets.open_ticket(released.session(), customer="acme", title="Neu", dry_run=True)
+    assert would.lines()[0] == "ticket ACME-2 would be opened for acme"
+    assert close(dry_run=True)[0] == "ticket ACME-1 would be closed"
+    assert close()[0] == "ticket ACME-1 is closed"
+    assert close()[0] == close(dry_run=True)[0] == "ticket ACME-1 is closed already"
+    shown = tickets.show_ticket(released.session(), customer="acme", ticket="ACME-1")
+    assert shown.lines()[0] == "ACME-1  closed  Prix manquant"
+
+
+def test_an_import_leads_on(released: Flow) -> None:
+    from pipeline.workflow import products
+
+    released.session().repository()
+    released.version("1.4.0", {"note.txt": "neu\n"})
+    told_of: list[str] = []
+    session = released.session()
+    session.progress = told_of.append
+    would = products.import_product(session, product="depot", dry_run=True)
+    assert would.next_commands == ("invoke product.import product=depot",)
+    done = products.import_product(session, product="depot")
+    assert done.imported == ("1.4.0",)
+    assert "invoke release customer=acme version=1.4.0 ticket=…" in done.next_commands
+    assert [text for text in told_of if "importing" in text] == ["importing depot 1.4.0"]
 
 
 def test_a_ledger_that_was_tampered_with_does_not_verify(released: Flow) -> None:

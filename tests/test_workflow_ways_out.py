@@ -20,6 +20,8 @@ from pipeline.workflow.session import Session
 from tests.flows import BROKEN, Flow, told
 from tests.test_ledger_concurrency import ended, in_child
 
+pytestmark = pytest.mark.slow
+
 SWITCHED = "check it serves this release"
 """The first line of progress after the switch: the new release serves, and nobody has checked it."""
 CLOSED = (

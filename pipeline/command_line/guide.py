@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from pipeline.command_line.verb import Verb
+from pipeline.errors import EXIT_CODES
 
 GROUPS = (
     "Prepare a release",
@@ -35,6 +36,7 @@ def task_list(verbs: Iterable[Verb], program: str, *, core_options: Sequence[tup
             lines += ["", group, *(f"  {verb.path:<{width}}  {verb.summary}" for verb in inside)]
     if core_options:
         lines += ["", "Before the task", *_columns(core_options)]
+    lines += ["", "Exit codes", *_columns([(str(code), meaning) for code, meaning in EXIT_CODES.items()])]
     return lines
 
 

@@ -35,6 +35,8 @@ def a_day(text: str) -> date:
 
 def a_moment(text: str) -> datetime:
     """An instant as '2026-12-02 20:00' or 2026-12-02T20:00:00Z (ISO 8601), naive without a zone; ValueError otherwise."""
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        raise ValueError(f"has no time: write the day and the time, for instance '{text} 20:00'")
     if not re.match(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}", text):
         raise ValueError(f"is a day and a time written as '2026-12-02 20:00', not {text!r}")
     try:
@@ -45,7 +47,11 @@ def a_moment(text: str) -> datetime:
 
 def a_past_time(text: str) -> date | datetime:
     """A day, or an instant as :func:`a_moment`; ValueError otherwise."""
-    return a_day(text) if re.fullmatch(r"[\d-]{1,10}", text) else a_moment(text)
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        return a_day(text)
+    if re.match(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}", text):
+        return a_moment(text)
+    raise ValueError(f"is a day written as 2026-11-30, or with a time as '2026-11-30 20:00', not {text!r}")
 
 
 Customer = Annotated[str, Option("the customer's key: its folder under environments/", value="CUSTOMER")]

@@ -9,12 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from pipeline.errors import NOTHING_CHANGED, SCHEMA_VERSION, Failed, PipelineError, UsageError
+from pipeline.errors import NOTHING_CHANGED, SCHEMA_VERSION, Failed, PipelineError, UsageError, next_lines
+
+_EDITED = re.compile(r"(\$\{EDITOR:-vi\} \+\d+ )([^/~].*)")
 
 
 class Answer(Protocol):
@@ -27,6 +32,10 @@ class Answer(Protocol):
     @property
     def next_commands(self) -> tuple[str, ...]:
         """What to type next."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the next commands are steps, one after the other, and not alternatives."""
 
     def lines(self) -> list[str]:
         """The result as text for a person."""
@@ -57,11 +66,26 @@ def _written_out(character: str) -> str:
 
 
 class Output:
-    """Where one command prints; ``program`` is how it was called, for the commands that it suggests."""
+    """Where one command prints.
 
-    def __init__(self, *, as_json: bool = False, program: str = "invoke") -> None:
+    ``program`` is how it was called, for the commands that it suggests; ``tasks`` are the names of the verbs, by which a
+    suggestion within a sentence is recognised. ``workspace`` is the folder from which places in files are named, None
+    when it is the current one.
+    """
+
+    def __init__(
+        self,
+        *,
+        as_json: bool = False,
+        program: str = "invoke",
+        tasks: Iterable[str] = (),
+        workspace: Path | None = None,
+    ) -> None:
         self.as_json = as_json
         self.program = program
+        self.workspace = workspace
+        known = "|".join(re.escape(task) for task in sorted(tasks, key=len, reverse=True))
+        self._suggested = re.compile(rf"(?<![\w./-])invoke (?=(?:{known})(?![\w-]|\.\w))") if known else None
         self._out = sys.stdout
         for stream in (sys.stdout, sys.stderr):
             reconfigure = getattr(stream, "reconfigure", None)
@@ -69,23 +93,37 @@ class Output:
                 reconfigure(errors="backslashreplace")
 
     def typed(self, command: str) -> str:
-        """``command`` as this person would type it: ``tma …`` for whoever called ``tma``."""
-        return f"{self.program}{command[6:]}" if command.startswith("invoke ") else command
+        """``command`` as this person would type it, here: ``tma …`` for whoever called ``tma``."""
+        if command.startswith("invoke "):
+            return f"{self.program}{command[6:]}"
+        opened = _EDITED.fullmatch(command)
+        if opened is not None and self.workspace is not None:
+            return f"{opened[1]}{shlex.quote(os.path.relpath(self.workspace / opened[2]))}"
+        return self.worded(command)
+
+    def worded(self, sentence: str) -> str:
+        """A sentence of ours, with the commands in it as this person would type them."""
+        if self._suggested is None or self.program == "invoke":
+            return sentence
+        return self._suggested.sub(lambda _: f"{self.program} ", sentence)
 
     def result(self, answer: Answer) -> None:
         """Prints a result; Failed when standard output takes nothing (a full disk), never for a closed pipe."""
         following = [self.typed(command) for command in answer.next_commands]
         if self.as_json:
             head = {"schema_version": SCHEMA_VERSION, "ok": True, "changed": answer.changed}
-            self._object({**head, **answer.model_dump(mode="json"), **head, "next": following})
+            ending = {"next": following, "next_in_order": answer.in_order}
+            self._object({**head, **answer.model_dump(mode="json"), **head, **ending})
             return
         self.text(answer.lines())
-        for position, command in enumerate(following):
-            self.say(f"{'Next:' if position == 0 else '  or:'} {command}")
+        for line in next_lines(following, in_order=answer.in_order):
+            self.say(line)
 
     def error(self, error: PipelineError) -> None:
         """Prints an error: as text to standard error, with ``--json`` as the one object on standard output as well."""
         error.next_commands = tuple(self.typed(command) for command in error.next_commands)
+        error.reasons = tuple(replace(reason, text=self.worded(reason.text)) for reason in error.reasons)
+        error.what, error.state = self.worded(error.what), self.worded(error.state)
         self.say(error.render())
         if not self.as_json:
             return
@@ -115,12 +153,17 @@ class Output:
         return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
 
     def ask(self, question: str) -> str | None:
-        """The line that a person types in answer; None without a terminal, or when it ends without an answer."""
+        """The line that a person types in answer; None without a terminal, or when it ends (Ctrl-D) without an answer."""
         if not self.can_ask:
             return None
         sys.stderr.write(plain(question) + " ")
         sys.stderr.flush()
-        answer = sys.stdin.readline()
+        answer = ""
+        try:
+            answer = sys.stdin.readline()
+        finally:
+            if not answer.endswith("\n"):  # Ctrl-C, Ctrl-D: what follows begins on a line of its own
+                self.say("")
         return answer.strip() if answer else None
 
     def _object(self, value: Mapping[str, Any]) -> None:

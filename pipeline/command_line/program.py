@@ -7,6 +7,8 @@ puts words in their place that it cannot misread, or ends the program.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterable
@@ -118,7 +120,15 @@ def adopt(namespace: Collection, folder: Path) -> None:
         return
     root = program.args["search-root"].value
     namespace.configure(
-        {"tma": {"program": "invoke", "workspace": "", "search_from": root or os.curdir, "fallback": str(folder)}}
+        {
+            "tma": {
+                "program": "invoke",
+                "workspace": "",
+                "search_from": root or os.curdir,
+                "fallback": str(folder),
+                "tasks": " ".join(verbs_of(namespace)),
+            }
+        }
     )
     settle(program, namespace, typed="invoke", as_json_list=True)
 
@@ -145,7 +155,10 @@ class TmaProgram(Program):
             self.print_version()
             raise Exit
         if self.args["print-completion-script"].value:
-            print_completion_script(shell=self.args["print-completion-script"].value, names=self.binary_names)
+            script = io.StringIO()
+            with contextlib.redirect_stdout(script):
+                print_completion_script(shell=self.args["print-completion-script"].value, names=self.binary_names)
+            Output().text(script.getvalue().splitlines())
             raise Exit
 
     def parse_tasks(self) -> None:
@@ -153,7 +166,15 @@ class TmaProgram(Program):
         workspace = self.args.workspace.value or ""
         typed = program_name("tma", *(["--workspace", workspace] if workspace else []))
         self.collection.configure(
-            {"tma": {"program": typed, "workspace": workspace, "search_from": os.curdir, "fallback": ""}}
+            {
+                "tma": {
+                    "program": typed,
+                    "workspace": workspace,
+                    "search_from": os.curdir,
+                    "fallback": "",
+                    "tasks": " ".join(verbs_of(self.collection)),
+                }
+            }
         )
         settle(self, self.collection, typed=typed)
         super().parse_tasks()

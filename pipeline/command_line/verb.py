@@ -124,10 +124,14 @@ class Command:
         self.acting = not self.dry_run
 
     def ask_before_erasing(self, customer: str, rehearse: Callable[[], Answer]) -> None:
-        """The same question before texts are erased for good, in any environment."""
+        """The same question before texts are erased for good, in any environment; also without a terminal only for what
+        can be done at all."""
         name = self.session.workspace.customer(customer).customer.name
         if not self.dry_run and not self.yes:
-            self._confirm(customer, name, rehearse, f"{self.verb.name} cannot be taken back, for {customer} ({name})")
+            planned = rehearse()
+            self._confirm(
+                customer, name, lambda: planned, f"{self.verb.name} cannot be taken back, for {customer} ({name})"
+            )
         self.acting = not self.dry_run
 
     def _confirm(self, customer: str, name: str, rehearse: Callable[[], Answer], what: str) -> None:
@@ -147,6 +151,8 @@ class Command:
 
     def _ask(self, customer: str, name: str, what: str) -> None:
         answer = self.output.ask(f"{what}. Type the customer's name to go on:")
+        if answer is None and self.output.can_ask:
+            raise UsageError(f"{what}, and no answer was given")
         if answer is None:
             raise UsageError(
                 f"{what}, and there is no terminal to ask on",
@@ -210,8 +216,13 @@ class Verb(Task):  # type: ignore[type-arg]
         """Runs the verb and prints; gives the result, or raises :class:`invoke.Exit` with the exit code."""
         context: Context = args[0]
         settings = dict(context.config.get("tma", {}))
-        output = Output(as_json=bool(kwargs.get("json")), program=settings.get("program", "invoke"))
+        output = Output(
+            as_json=bool(kwargs.get("json")),
+            program=settings.get("program", "invoke"),
+            tasks=settings.get("tasks", "").split(),
+        )
         command = Command(self, settings, output, kwargs)
+        output.workspace = command.find_folder()
         try:
             with stoppable():
                 self._refuse_invokes_dry_run(context)

@@ -152,6 +152,7 @@ class SqliteDatabase:
             f"{self._errors.place} cannot be worked on.",
             reasons=[f"{what}: SQLite databases are migrated there"],
             next_commands=[cure, "the same command again"],
+            in_order=True,
         )
 
     def _trouble(self, answer: dict[str, Any], script: Script | None, fence: int) -> PipelineError:

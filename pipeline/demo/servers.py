@@ -31,7 +31,10 @@ CONFIGURATION = "shared/comptoir.json"
 
 
 class Servers(Result):
-    """What runs now: ``transport`` says how the hosts are reached, in words; ``applications`` are their addresses."""
+    """What runs now.
+
+    ``transport`` says how the hosts are reached, in words; ``applications`` whose they are, with their addresses.
+    """
 
     transport: str
     applications: tuple[str, ...] = ()
@@ -64,17 +67,18 @@ def start(folder: Path) -> Servers:
         demo_host.folder.mkdir(parents=True, exist_ok=True)
     changed = not ThrowawaySshd(workspace.folder / FOLDER / "sshd").running()
     transport = _start_hosts(workspace.folder, hosts)
-    serving = []
+    serving: list[str] = []
     for demo_host in hosts:
         if (demo_host.folder / "current").exists() and demo_host.port:
             changed = _start_application(demo_host) or changed
-            serving.append(f"http://127.0.0.1:{demo_host.port}/")
+            name = f"{demo_host.customer} {demo_host.environment}"
+            serving.append(f"{name}, {demo_host.host.name}: http://127.0.0.1:{demo_host.port}/")
     return Servers(
         changed=changed,
-        what="the demo's servers run",
+        what="the demo's applications run" if serving else "the demo's hosts are there; no application is deployed yet",
         transport=transport,
         applications=tuple(serving),
-        next_commands=("invoke status", "invoke demo.stop"),
+        next_commands=("invoke status", "invoke demo.stop") if serving else ("invoke demo.run",),
     )
 
 
@@ -110,8 +114,11 @@ def demo_hosts(workspace: Workspace) -> Iterator[DemoHost]:
                     )
 
 
-def check_ports(hosts: list[DemoHost]) -> None:
-    """Refuses when something already listens on a port that an application of the demo needs; names each."""
+def check_ports(hosts: list[DemoHost], *, again: str = "demo.run") -> None:
+    """Refuses when something already listens on a port that an application of the demo needs; names each.
+
+    ``again`` is the verb to repeat once the port is free.
+    """
     reasons = [
         Reason(f"port {demo_host.port} is taken by another program", demo_host.source)
         for demo_host in hosts
@@ -123,8 +130,8 @@ def check_ports(hosts: list[DemoHost]) -> None:
             reasons=reasons,
             state="Nothing was started.",
             next_commands=[
-                "end what listens there (the demo of another checkout: invoke demo.stop, there), then invoke demo.run",
-                "write other ports into these files (values: port, and url), then invoke demo.run",
+                f"end what listens there (the demo of another checkout: invoke demo.stop, there), then invoke {again}",
+                f"write other ports into these files (values: port, and url), then invoke {again}",
             ],
         )
 
@@ -183,7 +190,7 @@ def _start_application(demo_host: DemoHost) -> bool:
     """False when it runs already."""
     if next(_processes(str(demo_host.folder.resolve() / CONFIGURATION)), None) is not None:
         return False
-    check_ports([demo_host])
+    check_ports([demo_host], again="demo.start")
     started = subprocess.run(
         [demo_host.folder / "current" / "bin" / "restart"], capture_output=True, stdin=subprocess.DEVNULL, check=False
     )
@@ -194,6 +201,7 @@ def _start_application(demo_host: DemoHost) -> bool:
             reasons=[Reason(line, demo_host.host.folder) for line in said],
             state="The other servers of the demo may run.",
             next_commands=["invoke demo.stop", "invoke demo.run"],
+            in_order=True,
         )
     return True
 

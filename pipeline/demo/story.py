@@ -120,6 +120,7 @@ def run(folder: Path, program: str = "invoke") -> Told:
             "invoke release vosges version=2.5.0 ticket=VOS-3",
             "invoke demo.stop",
         ),
+        in_order=True,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.ledger import Ledger
 from pipeline.model import Customer, Noun, Record
-from pipeline.state import State
+from pipeline.state import EVERY_SCRIPT, State
 
 
 class TicketView(Noun):
@@ -92,6 +92,8 @@ def sentence(record: Record) -> str:
             return f"{by} wrote the sign-off page of {record.release}"
         case "sign-off-recorded":
             return f"{details['by']} decided on {record.release}: {details['decision']} (entered by {by})"
+        case "migration-accepted" if details["script"] == EVERY_SCRIPT:
+            return f"{by} accepted that the database of {record.environment} was replaced"
         case "migration-accepted":
             return f"{by} accepted the edit of migration {details['script']}"
         case "lock-released":

@@ -48,8 +48,8 @@ def test(command: Command, only: Only = None) -> Answer:
 
 @verb(GROUP, "quick", changes=False)
 def quick(command: Command, only: Only = None) -> Answer:
-    """Runs the tests that need no server and race no processes; under a minute."""
-    _pytest(only, "-m", "not live and not slow")
+    """Runs the tests that need no server and little time; under a minute."""
+    _pytest(only, "-m", "not live and not slow", dist="worksteal")
     return _done("the quick tests pass")
 
 
@@ -76,9 +76,9 @@ def relock(command: Command) -> Answer:
     return _done("requirements*.lock are written; look at git diff before you commit them")
 
 
-def _pytest(only: str | None, *words: str) -> None:
-    # A file stays with one worker, since its servers are started once a file.
-    _run("pytest", "-n", "auto", "--dist", "loadfile", *words, *(("-k", only) if only else ()))
+def _pytest(only: str | None, *words: str, dist: str = "loadfile") -> None:
+    # A file with servers stays with one worker, since they are started once a file.
+    _run("pytest", "-n", "auto", "--dist", dist, *words, *(("-k", only) if only else ()))
 
 
 def _run(program: str, *words: str) -> None:

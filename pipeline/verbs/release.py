@@ -36,12 +36,15 @@ def patch(
     file: Annotated[
         Path | None, Option("the fix, as a diff that git apply takes", value="FILE", convert=an_existing_file)
     ] = None,
-    env: Annotated[str, Option("the environment whose installed release is patched", value="ENV")] = "production",
+    env: Annotated[
+        str, Option("the environment whose installed release is patched; production by default", value="ENV")
+    ] = "production",
     id: Annotated[str | None, Option("the patch's own id, for instance CVE-2026-1234", value="ID")] = None,
     merged: Merged = None,
 ) -> Answer:
     """Makes a release of what is installed plus one fix, without the rest of the next version.
 
+    Patches made since, and not installed yet, stay in it unless they were rejected or rolled back from.
     The fix is merged into the customer's line in the same step, and open sign-offs without it are superseded.
     """
     from pipeline.workflow import releases

@@ -11,6 +11,7 @@ from pipeline.command_line.options import Customer, a_day, a_file, a_moment, an_
 from pipeline.command_line.output import Answer
 from pipeline.command_line.verb import Command, verb
 from pipeline.command_line.words import Option, refuse
+from pipeline.suggest import nearest
 
 VERDICTS = ("works", "works-with-remark", "does-not-work", "not-tested")
 SEVERITIES = ("blocking", "major", "minor")
@@ -33,6 +34,7 @@ def verdicts_of(text: str) -> dict[str, tuple[str, str | None]]:
         if verdict not in VERDICTS or not ticket:
             raise ValueError(
                 f"is TICKET:VERDICT or TICKET:VERDICT:REMARK with one of {', '.join(VERDICTS)}, not {piece!r}"
+                + (_meant(verdict, VERDICTS) if ticket else "")
             )
         if ticket in verdicts:
             raise ValueError(f"names {ticket} twice")
@@ -44,9 +46,15 @@ def reservation_of(text: str) -> dict[str, str]:
     """``minor:2026-12-24:the text`` as severity, date and text; ValueError when it is not that."""
     found = _RESERVATION.fullmatch(text.strip())
     if found is None or not found["text"].strip():
-        raise ValueError(f"is SEVERITY:DAY:TEXT with one of {', '.join(SEVERITIES)}, not {text!r}")
+        meant = _meant(text.partition(":")[0].strip(), SEVERITIES)
+        raise ValueError(f"is SEVERITY:DAY:TEXT with one of {', '.join(SEVERITIES)}, not {text!r}{meant}")
     a_day(found["date"])
     return {name: value.strip() for name, value in found.groupdict().items()}
+
+
+def _meant(word: str, known: tuple[str, ...]) -> str:
+    near = None if word in known else nearest(word, known)
+    return f" (did you mean '{near}'?)" if near else ""
 
 
 @verb("Have it signed off", "signoff.page")

@@ -15,7 +15,9 @@ from pipeline.command_line.words import Option
 def accept_migration(
     command: Command,
     customer: Customer,
-    script: Annotated[str, Option("the script, as the refusal names it", value="SCRIPT")],
+    script: Annotated[
+        str, Option("the script, as the refusal names it; '*': the database was replaced", value="SCRIPT")
+    ],
     reason: Reason,
     env: Annotated[str, Option("the environment whose database has the older script", value="ENV")] = "test",
     release: Annotated[
@@ -47,7 +49,7 @@ def erase(
 ) -> Answer:
     """Erases a ticket's, a person's or a record's texts for good; the ledger stays verifiable.
 
-    It cannot be taken back, and asks to retype the customer's name.
+    It cannot be taken back, and asks to retype the customer's name. --dry-run lists every text that would go.
     """
     from pipeline.workflow import upkeep
 

@@ -17,8 +17,8 @@ from pipeline import rules, runner
 from pipeline.errors import Locked, PartlyDone, PipelineError, Reason, Refused
 from pipeline.host import Host
 from pipeline.lease import Held, hold
-from pipeline.migrations import select
 from pipeline.model import Draft, RefMove
+from pipeline.playbook import contract_scripts
 from pipeline.state import Running, State
 from pipeline.transports import LineCut
 from pipeline.workflow import failures
@@ -263,14 +263,7 @@ def _ground(case: Case, attempt: Attempt, files: Mapping[tuple[str, str], bytes]
 
 def _past_return(case: Case, run: str) -> bool:
     """Whether an earlier attempt of this run has already applied a migration that comes after the switch."""
-    applied = {row.script for row in case.history if row.run == run}
-    kinds = [step.kind for step in case.playbook.steps]
-    return any(
-        script.id in applied
-        for step in case.playbook.steps[kinds.index("switch") :]
-        if step.kind == "migrate"
-        for script in select([script for script, _ in case.scripts.values()], step.only, step.except_)
-    )
+    return bool(contract_scripts(case.playbook, [row.script for row in case.history if row.run == run]))
 
 
 def _applied_in(case: Case, run: str) -> dict[str, str]:

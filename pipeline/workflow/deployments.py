@@ -8,7 +8,7 @@ from pipeline.state import Deployed, State
 from pipeline.workflow.attempts import DeploymentResult, bring_back, carry_out
 from pipeline.workflow.gathering import Case
 from pipeline.workflow.locks import LockReleased, release_lock, tidy_lease
-from pipeline.workflow.plans import PlanResult, chosen_release, looked_at, plan, planned, tickets_of
+from pipeline.workflow.plans import PlanResult, chosen_release, looked_at, nothing_to_do, plan, planned, tickets_of
 from pipeline.workflow.session import Session
 
 __all__ = [
@@ -47,7 +47,7 @@ def deploy(
     with looked_at(dossier, state, environment, "deploy", chosen, named) as case:
         if dry_run:
             return planned(case)
-        if _nothing_to_do(case) and (environment != "test" or _request_stands(case)):
+        if nothing_to_do(case):
             return _unchanged(case)
         return carry_out(case)
 
@@ -63,7 +63,7 @@ def promote(
     with looked_at(dossier, state, "production", "promote", chosen, tickets_of(dossier, state, chosen)) as case:
         if dry_run:
             return planned(case)
-        if _nothing_to_do(case):
+        if nothing_to_do(case):
             return _unchanged(case)
         return carry_out(case)
 
@@ -117,31 +117,6 @@ def _resumed_rollback(state: State, environment: str) -> Deployed | None:
         return None
     wanted = here.running.release
     return next((earlier for earlier in reversed(here.earlier) if earlier.release == wanted), None)
-
-
-def _nothing_to_do(case: Case) -> bool:
-    here = case.state.environment(case.environment.key)
-    return (
-        here.installed is not None
-        and here.running is None
-        and here.quarantined is None
-        and here.installed.release == case.release.name
-        and here.installed.content == case.content
-        and here.installed.settings == case.settings
-        and not case.plan_has_migrations()
-        and all(host.current == case.release.name and not host.drift for host in case.facts.hosts)
-    )
-
-
-def _request_stands(case: Case) -> bool:
-    sign_off = case.state.sign_off
-    return (
-        sign_off is not None
-        and sign_off.release == case.release.name
-        and sign_off.content == case.content
-        and sign_off.settings == case.settings
-        and sign_off.status in {"open", "approved", "approved-with-reservations"}
-    )
 
 
 def _unchanged(case: Case) -> DeploymentResult:

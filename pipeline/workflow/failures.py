@@ -14,18 +14,38 @@ def refused(case: Case) -> PipelineError:
     running = case.state.environment(key).running
     rule_names = {reason.rule for reason in case.refusals}
     next_commands: list[str] = []
+    if any(host.drift for host in (*case.facts.hosts, *case.facts.test_hosts)):
+        # A deployment does not overwrite what somebody changed on a server; leaving the release and coming back does.
+        where = "test" if any(host.drift for host in case.facts.test_hosts) else key
+        next_commands.append(f"invoke rollback customer={case.customer} env={where}")
+        if where != "production":
+            next_commands.append(f"invoke deploy customer={case.customer} release={case.release.name} env={where}")
+        return Refused(
+            f"release {case.release.name} cannot go to {key} of {case.customer}.",
+            reasons=case.refusals,
+            state="Nothing was changed. Put the files back on the server, or leave the release and come back to it.",
+            next_commands=next_commands,
+            in_order=True,
+        )
     if "nobody_else_is_deploying" in rule_names:
         next_commands += resume_commands(case.customer, key, running)
         next_commands.append(f"invoke rollback customer={case.customer} env={key}")
     if {"signed_off", "test_still_holds_it"} & rule_names:
         sign_off = case.state.sign_off
         if sign_off is not None and sign_off.status == "open" and sign_off.release == case.release.name:
-            next_commands.append(f"invoke signoff.page customer={case.customer}")
+            written = sign_off.page is not None
+            page = f"invoke signoff.page customer={case.customer}"
+            next_commands.append(case.dossier.decision_command(sign_off.release) if written else page)
         else:
             next_commands.append(f"invoke deploy customer={case.customer} release={case.release.name}")
     if case.facts.edited:
         script = case.facts.edited[0]
         next_commands.append(f"invoke migrate.accept customer={case.customer} script={script} env={key} reason=…")
+    if case.facts.vanished and not case.facts.lost:
+        next_commands.append(
+            f"invoke migrate.accept customer={case.customer} script={next(iter(case.facts.vanished))} env={key} "
+            f"release={case.release.name} reason=…"
+        )
     return Refused(
         f"release {case.release.name} cannot go to {key} of {case.customer}.",
         reasons=case.refusals,
@@ -103,4 +123,5 @@ def brought_back(case: Case, deployment: str, report: runner.Report, record: str
             f"invoke plan customer={case.customer} env={key}",
             f"invoke lock.release customer={case.customer} env={key} reason=…",
         ],
+        in_order=True,
     )

@@ -139,9 +139,14 @@ def release_scripts(dossier: Dossier, playbook: Playbook, manifest: Manifest) ->
     return {script.id: (script, contents[script.blob] or b"") for script in scripts}
 
 
+def migrates(environment: Environment, playbook: Playbook) -> bool:
+    """Whether deployments here apply migrations at all: there is a database, and a step for them."""
+    return environment.database is not None and any(isinstance(step, MigrateStep) for step in playbook.steps)
+
+
 def history_of(dossier: Dossier, environment: Environment, host: Host, playbook: Playbook) -> list[Applied]:
     """The migrations that the environment's database has had; nothing where the playbook migrates none."""
-    if environment.database is None or not any(isinstance(step, MigrateStep) for step in playbook.steps):
+    if not migrates(environment, playbook):
         return []
     database = open_database(dossier, environment, host)
     try:
@@ -189,18 +194,22 @@ def accepted_edits(state: State) -> set[tuple[str, str, str]]:
     return {(acceptance.script, acceptance.old, acceptance.new) for acceptance in state.accepted}
 
 
-def vanished_scripts(state: State, comparison: Comparison, release: ReleaseState, kind: str) -> list[str]:
-    """Scripts that ran here and that the release no longer holds: removed or renamed, and not accepted as such.
+def vanished_scripts(state: State, comparison: Comparison, release: ReleaseState, kind: str) -> dict[str, str]:
+    """Scripts that ran here and that the release no longer holds, each with the release that it ran with.
 
-    A script that a later version brought is *ahead*: it is known, and the older code runs on the expanded schema.
+    A script that a later version, or a later build of the same version, brought is *ahead*: it is known, and the older
+    code runs on the expanded schema. Neither is what was accepted as removed.
     """
     removed = {acceptance.script for acceptance in state.accepted if acceptance.new == "removed"}
-    here = order(kind, release.version)
-    return [
-        row.script
-        for row in comparison.ahead
-        if row.script not in removed and order(kind, split_release(row.release)[0]) <= here
-    ]
+
+    def place(name: str) -> tuple[Any, int]:
+        version, build = split_release(name)
+        return order(kind, version), build
+
+    here = place(release.name)
+    return {
+        row.script: row.release for row in comparison.ahead if row.script not in removed and place(row.release) <= here
+    }
 
 
 def gather(
@@ -242,6 +251,8 @@ def gather(
     first = hosts[target_environment.hosts[0].name]
     ours = not any(facts.foreign for facts in seen)
     history = history_of(dossier, target_environment, first, playbook) if ours and purpose != "rollback" else []
+    asked = ours and purpose != "rollback" and migrates(target_environment, playbook)
+    had = {row.script for row in history}
     scripts = release_scripts(dossier, playbook, manifest)
     comparison = compare([script for script, _ in scripts.values()], history, accepted_edits(state))
     target = _target(dossier, target_environment, release, here.installed, comparison.pending)
@@ -267,6 +278,7 @@ def gather(
         unknown_tickets=wiring.tracker_for(dossier.customer).unknown(state, tickets),
         edited=[edit.applied.script for edit in comparison.edited],
         vanished=vanished_scripts(state, comparison, release, playbook.versions),
+        lost=[script for script in sorted(here.applied) if asked and script not in had],
         unmatched=unmatched(playbook, comparison.pending),
         unrehearsed=[script.id for script in comparison.pending if not _rehearsed(state, script)],
         places=_places(dossier, environment),

@@ -87,6 +87,8 @@ def status(session: Session, *, customer: str | None = None, at: date | datetime
                 note = f"quarantined since deployment {here.quarantined}"
             elif here.running:
                 note = f"deployment {here.running.deployment} of {here.running.release} has no outcome yet"
+            elif here.failed:
+                note = f"deployment {here.failed} failed"
             rows.append(
                 {
                     "customer": loaded.key,
@@ -116,6 +118,8 @@ def waits_for(customer: Customer, state: State) -> str:
         return "its line to be started (line.start)"
     if newest is None:
         return "a first release (release)"
+    if newest.name in {*state.environment("test").left, *state.environment("production").left}:
+        return f"a new release: {newest.name} was rolled back from"
     if on_test is None or (on_test.release != newest.name and (running is None or running.release != newest.name)):
         return f"{newest.name} to be deployed to test (deploy)"
     if sign_off is None or sign_off.status == "superseded":

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pipeline import rules
 from pipeline.errors import Reason
+from pipeline.playbook import contract_scripts
 from pipeline.state import Deployed, ReleaseState, Running, State
-from pipeline.workflow.gathering import Case, closing, gather, hosts_of
+from pipeline.workflow.gathering import Case, closing, frozen_playbook, gather, hosts_of
 from pipeline.workflow.session import Dossier, Result, Session
 
 
@@ -29,9 +30,13 @@ class PlanResult(Result):
     stays_applied: tuple[str, ...]
     differences: tuple[dict[str, str], ...]
     refusals: tuple[dict[str, Any], ...]
+    warnings: tuple[str, ...] = ()
+    nothing_to_do: bool = False
 
     def lines(self) -> list[str]:
         lines = [self.what, f"  content {self.content}", f"  tickets {', '.join(self.tickets) or 'none'}", ""]
+        if self.nothing_to_do:
+            return [*lines[:-1], "Installed already: there is nothing to do."]
         for action in self.actions:
             if action["number"] == self.point_of_no_return:
                 lines.append("  --- point of no return ---")
@@ -45,6 +50,8 @@ class PlanResult(Result):
         if self.differences:
             lines += ["", "Differs on purpose between test and production:"]
             lines += [f"  {d['what']}: {d['test']} → {d['production']}" for d in self.differences]
+        if self.warnings:
+            lines += ["", *(f"Warning: {warning}" for warning in self.warnings)]
         lines.append("")
         if self.refusals:
             lines.append("It would be refused:")
@@ -117,8 +124,11 @@ def planned(case: Case) -> PlanResult:
     back = case.purpose == "rollback"
     ran = case.state.environment(case.environment.key).applied if back else [r.script for r in case.comparison.ahead]
     ahead = [script for script in ran if script not in case.scripts]
+    idle = not back and nothing_to_do(case)
     return PlanResult(
         changed=False,
+        nothing_to_do=idle,
+        warnings=tuple(_warnings(case, ahead)) if back else (),
         what=f"plan: {going} {case.release.name} on {case.environment.key} of {case.customer} "
         f"(now {case.plan.installed or 'nothing'})",
         customer=case.customer,
@@ -127,7 +137,9 @@ def planned(case: Case) -> PlanResult:
         installed=case.plan.installed,
         content=case.content,
         tickets=case.tickets,
-        actions=tuple(
+        actions=()
+        if idle
+        else tuple(
             {"number": a.number, "host": a.host, "title": a.title, "undo": a.undo, "operation": a.what.operation}
             for a in case.plan.actions
         ),
@@ -137,7 +149,51 @@ def planned(case: Case) -> PlanResult:
         stays_applied=tuple(ahead),
         differences=tuple(difference.model_dump() for difference in case.differences),
         refusals=tuple({"text": r.text, "source": r.source, "rule": r.rule} for r in case.refusals),
-        next_commands=() if case.refusals else (command(case),),
+        next_commands=() if case.refusals or idle else (command(case),),
+    )
+
+
+def _warnings(case: Case, ahead: Sequence[str]) -> Iterator[str]:
+    """What a rollback cannot take back: migrations that ran after a switch, for which the old code was not made."""
+    here = case.state.environment(case.environment.key).installed
+    if here is None:
+        return
+    after = contract_scripts(frozen_playbook(case.dossier, here), ahead)
+    if not after:
+        return
+    record = case.dossier.ledger.record(here.record)
+    backups = [backup["path"] for backup in record.details.get("backups", ())] if record else []
+    yield (
+        f"{', '.join(after)} ran after the switch to {here.release}: the code of {case.release.name} may not run on the "
+        "database as it is now, and a rollback takes no data back"
+        + (f" (the backup made before that deployment: {', '.join(backups)})" if backups else "")
+    )
+
+
+def nothing_to_do(case: Case) -> bool:
+    """Whether the environment holds exactly this already; on test, also with a request that stands."""
+    here = case.state.environment(case.environment.key)
+    return (
+        here.installed is not None
+        and here.running is None
+        and here.quarantined is None
+        and here.installed.release == case.release.name
+        and here.installed.content == case.content
+        and here.installed.settings == case.settings
+        and not case.plan_has_migrations()
+        and all(host.current == case.release.name and not host.drift for host in case.facts.hosts)
+        and (case.environment.key != "test" or _request_stands(case))
+    )
+
+
+def _request_stands(case: Case) -> bool:
+    sign_off = case.state.sign_off
+    return (
+        sign_off is not None
+        and sign_off.release == case.release.name
+        and sign_off.content == case.content
+        and sign_off.settings == case.settings
+        and sign_off.status in {"open", "approved", "approved-with-reservations"}
     )
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import rules
-from pipeline.errors import UsageError
+from pipeline.errors import ConfigurationError, UsageError
+from pipeline.installation import Installation
 from pipeline.products import Products
 from pipeline.versions import order
 from pipeline.workflow.session import Result, Session
+
+_SHOWN = 3
 
 
 class ProductImported(Result):
@@ -65,7 +68,8 @@ def import_product(
             if wanted not in before:
                 imported.append(wanted)
             continue
-        session.progress(f"importing {product} {wanted}")
+        if wanted not in before:
+            session.progress(f"importing {product} {wanted}")
         if archive is not None:
             done = products.import_archive(product, wanted, archive)
         else:
@@ -83,7 +87,34 @@ def import_product(
         product=product,
         imported=tuple(imported),
         present=tuple(present),
+        next_commands=(f"invoke product.import product={product}" + (f" version={version}" if version else ""),)
+        if dry_run and archive is None
+        else _next(session, product, present[-1])
+        if present and not dry_run
+        else (),
     )
+
+
+def _next(session: Session, product: str, newest: str) -> tuple[str, ...]:
+    """What the newest version is for: a line for each customer of the product who has none, else a release."""
+    starts: list[str] = []
+    merges: list[str] = []
+    for key in session.workspace.customers:
+        try:
+            customer = session.workspace.customer(key).customer
+        except ConfigurationError:  # another customer's file is no reason against an import that is done
+            continue
+        if customer.product != product or customer.installations not in {
+            None,
+            session.workspace.settings.installations[0].name,
+        }:
+            continue
+        installation = Installation(session.repository(), key)
+        if installation.line_tip() is None:
+            starts.append(f"invoke line.start customer={key} version={newest}")
+        elif installation.held_version()[0] != newest:
+            merges.append(f"invoke release customer={key} version={newest} ticket=…")
+    return tuple((starts or merges or ["invoke status"])[:_SHOWN])
 
 
 def source_url(session: Session, product: str) -> str | None:

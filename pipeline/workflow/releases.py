@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import NotKnown, Reason, Refused, UsageError
+from pydantic import Field
+
+from pipeline.errors import Failed, NotKnown, Reason, Refused, Unreachable, UsageError
 from pipeline.model import Draft, RefMove
 from pipeline.state import ReleaseState, State
 from pipeline.versions import order, split_release
@@ -28,17 +30,22 @@ class ReleaseMade(Result):
     migrations: tuple[str, ...]
     customisations: tuple[str, ...]
     patches: tuple[str, ...] = ()
+    base: str | None = Field(None, description="what a patch is built on")
+    left_out: tuple[tuple[str, str], ...] = Field((), description="patches that are not in it, and why not")
     superseded: str | None = None
 
     def lines(self) -> list[str]:
         lines = [self.what, f"  tickets {', '.join(self.tickets)}"]
+        if self.base:
+            lines.append(f"  built on {self.base}")
+        lines += [f"  NOT in it: patch {patch}, {why}" for patch, why in self.left_out]
         if self.since:
             lines.append(f"  against {self.since}: {len(self.files)} file(s) changed")
             lines += [f"    {status} {path}" for status, path in self.files[:30]]
             if len(self.files) > 30:
                 lines.append(f"    … and {len(self.files) - 30} more (all with --json)")
         lines.append(f"  new migrations: {', '.join(self.migrations) or 'none'}")
-        lines.append(f"  customisations carried over: {', '.join(self.customisations) or 'none'}")
+        lines.append(f"  differs from the product as delivered: {', '.join(self.customisations) or 'nowhere'}")
         if self.patches:
             lines.append(f"  patches contained: {', '.join(self.patches)}")
         if self.superseded:
@@ -81,7 +88,7 @@ def make_release(
         )
         same = next((r for r in state.releases.values() if r.commit == prepared.commit), None)
         if same is not None:
-            made[:] = [_told(dossier, state, same, None, changed=False)]
+            made[:] = [_told(dossier, state, same, _before(state, same), changed=False)]
             return []
         name = next_release(dossier, state, version)
         patches = tuple(p.id for p in state.patches if installation.contains(prepared.commit, p.commit))
@@ -130,8 +137,9 @@ def make_patch(
 ) -> ReleaseMade:
     """A fix on the release that is installed on ``environment``, and in the same move merged into the line.
 
-    ``commit`` is one commit of the product's own repository or of the installations repository, ``file`` a diff. Requests
-    for sign-off of releases without the fix are superseded.
+    ``commit`` is one commit of the product's own repository or of the installations repository, ``file`` a diff. Patches
+    made since, and not installed yet, stay in it: it is built on the newest of them (:func:`_ground_of`). The same fix
+    again gives the release that there is. Requests for sign-off of releases without the fix are superseded.
     """
     dossier = session.dossier(customer)
     state = dossier.state()
@@ -142,7 +150,8 @@ def make_patch(
         raise UsageError(
             f"{id!r} cannot name a patch", reasons=["letters, digits, '.', '_' and '-', for instance CVE-2026-1234"]
         )
-    base = dossier.installed(environment, state)
+    dossier.environment(environment)
+    installed = dossier.installed(environment, state).release
     diff = _bytes_of(session, file) if file is not None else None
     if commit is not None:
         _bring(session, dossier, commit, keep=not dry_run)
@@ -151,12 +160,17 @@ def make_patch(
 
     def decide(state: State) -> list[Draft]:
         now = dossier.installed(environment, state)
-        if now.release != base.release:
+        if now.release != installed:
             raise Refused(
                 f"{environment} of {customer} has been given {now.release} meanwhile",
                 next_commands=[f"invoke status customer={customer}"],
             )
-        version, _ = split_release(base.release)
+        base, left_out = _ground_of(state, environment, installed)
+        there = _patched_already(dossier, state, base, commit, diff)
+        if there is not None:
+            made[:] = [_told(dossier, state, there, _before(state, there), changed=False)]
+            return []
+        version, _ = split_release(base.name)
         name = next_release(dossier, state, version)
         patch_id = id or f"{customer}-{len(state.patches) + 1}"
         if any(patch.id == patch_id for patch in state.patches):
@@ -170,7 +184,7 @@ def make_patch(
         )
         record_id = f"{run}-patch-made-1"
         prepared = dossier.installation.patch(
-            base.release,
+            base.name,
             patch_id=patch_id,
             author=session.signer.key,
             at=session.now(),
@@ -180,12 +194,12 @@ def make_patch(
             merged=merged,
             again=again,
         )
-        patches = (*state.releases[base.release].patches, patch_id)
+        patches = (*base.patches, patch_id)
         release, tag = _tagged(dossier, name, version, prepared.commit, tickets, patches, record_id, "corrective")
         sign_off = state.sign_off
         superseded = sign_off.release if sign_off and sign_off.status not in {"rejected", "superseded"} else None
-        told = _told(dossier, state, release, state.releases[base.release], changed=True)
-        made[:] = [told.model_copy(update={"superseded": superseded})]
+        told = _told(dossier, state, release, base, changed=True)
+        made[:] = [told.model_copy(update={"superseded": superseded, "base": base.name, "left_out": left_out})]
         return [
             Draft(
                 id=record_id,
@@ -203,7 +217,9 @@ def make_patch(
                     "patch": patch_id,
                     "version": version,
                     "commit": prepared.commit,
-                    "base": base.release,
+                    "base": base.name,
+                    "installed": installed,
+                    "left_out": [patch for patch, _ in left_out],
                     "line": prepared.line,
                     "tag": tag.new,
                     "patches": list(patches),
@@ -214,6 +230,57 @@ def make_patch(
         ]
 
     return _write(session, dossier, decide, made, dry_run=dry_run)
+
+
+def _ground_of(state: State, environment: str, installed: str) -> tuple[ReleaseState, tuple[tuple[str, str], ...]]:
+    """What the next patch is built on, and the patches since the installed release that are not in that, with why.
+
+    It is the newest release that was made from the installed one by patches alone. One that the customer rejected, or that
+    this environment was rolled back from, and what was built on it, is passed over.
+    """
+    decided = {sign_off.release: sign_off.status for sign_off in state.sign_offs}
+    left = state.environment(environment).left
+    good, passed = [installed], dict[str, str]()
+    for patch in state.patches:
+        if patch.base in passed:
+            passed[patch.release] = f"it was built on {patch.base}"
+        elif patch.base in good and decided.get(patch.release) == "rejected":
+            passed[patch.release] = f"the customer rejected {patch.release}"
+        elif patch.base in good and patch.release in left:
+            passed[patch.release] = f"{environment} was rolled back from {patch.release}"
+        elif patch.base in good:
+            good.append(patch.release)
+    base = state.releases[good[-1]]
+    since = [patch for patch in state.patches if patch.release in passed or patch.release in good[1:]]
+    return base, tuple(
+        (patch.id, passed.get(patch.release, f"{base.name} was built without {patch.release}"))
+        for patch in since
+        if patch.id not in base.patches
+    )
+
+
+def _patched_already(
+    dossier: Dossier, state: State, base: ReleaseState, commit: str | None, diff: bytes | None
+) -> ReleaseState | None:
+    """The release that this fix made already, on what the next patch is built on or on the way there."""
+    tree_of = dossier.repository.tree_of
+    made_by = {patch.release: patch for patch in state.patches}
+    on_the_way, name = [base.name], base.name
+    while name in made_by:
+        name = made_by[name].base
+        on_the_way.append(name)
+    for ground in on_the_way:
+        try:
+            tree = dossier.installation.fixed(ground, commit=commit, diff=diff)
+        except Failed:
+            continue
+        if ground == base.name and tree == tree_of(base.commit):
+            return base
+        for patch in state.patches:
+            counts = patch.base == base.name or patch.release in on_the_way
+            if patch.base == ground and counts and tree == tree_of(patch.commit):
+                return state.releases[patch.release]
+    return None
 
 
 def _tagged(
@@ -290,18 +357,46 @@ def _bytes_of(session: Session, file: Path) -> bytes:
 
 
 def _bring(session: Session, dossier: Dossier, commit: str, *, keep: bool) -> None:
-    """Brings the product's own branches here, so that a fix made there can be named by its commit.
+    """Brings the product's own branches here, so that a fix made there can be named by its commit; NotKnown without it.
 
     With ``keep`` False a commit named by its full id comes without any ref.
     """
     product = dossier.customer.product
     url = source_url(session, product)
-    if url is None or dossier.installation.knows(commit):
+    if dossier.installation.knows(commit):
         return
+    if url is not None:
+        _fetch_fix(dossier, url, commit, keep=keep)
+    if not dossier.installation.knows(commit):
+        where = f"in the repository of {product} nor " if url else ""
+        theirs = f"git push   # the fix, to the repository of {product}; or, where it is one of {dossier.key}'s own:"
+        raise NotKnown(
+            f"there is no commit {commit!r} {'neither ' if url else ''}{where}in the installations repository",
+            next_commands=[*([theirs] if url else []), f"git push origin HEAD:refs/heads/{dossier.key}/fix"],
+        )
+
+
+def _fetch_fix(dossier: Dossier, url: str, commit: str, *, keep: bool) -> None:
+    product = dossier.customer.product
     # Under a name of their own: they are nobody's installation, and may be deleted.
     kept = f"refs/sources/{product}"
     every = [f"+refs/heads/*:{kept}/heads/*", f"+refs/tags/*:{kept}/tags/*"]
-    dossier.repository.fetch_objects(url, [commit] if not keep and re.fullmatch(r"[0-9a-f]{40}", commit) else every)
+    alone = not keep and re.fullmatch(r"[0-9a-f]{40}", commit) is not None
+    try:
+        dossier.repository.fetch_objects(url, [commit] if alone else every)
+    except Unreachable as error:
+        # The other side answered: it has no such commit.
+        if not alone or not any("not our ref" in reason.text for reason in error.reasons):
+            raise
+
+
+def _before(state: State, release: ReleaseState) -> ReleaseState | None:
+    """What a release was told against when it was made: a patch's base, else the release made before it."""
+    base = next((patch.base for patch in state.patches if patch.release == release.name), None)
+    if base is not None:
+        return state.releases[base]
+    earlier = [one for one in state.releases.values() if one.number < release.number]
+    return max(earlier, key=lambda one: one.number, default=None)
 
 
 def _told(
@@ -343,6 +438,8 @@ def _write(
     if dry_run:
         decide(dossier.state())
         told = made[0]
+        if not told.changed:
+            return told
         return told.model_copy(
             update={"changed": False, "what": told.what.replace("release ", "would make release ", 1)}
         )

@@ -36,6 +36,7 @@ class Result(Noun):
     changed: bool
     what: str
     next_commands: tuple[str, ...] = Field((), exclude=True)
+    in_order: bool = Field(False, exclude=True, description="the next commands are steps, not alternatives")
 
     def lines(self) -> list[str]:
         """The result as text for a person, without the next commands."""
@@ -242,6 +243,13 @@ class Dossier:
                 next_commands=[f"invoke {verb} customer={self.key}"],
             )
         return found
+
+    def decision_command(self, release: str, by: str | None = None) -> str:
+        """What to type once the customer has answered; ``by`` is the first approver unless given."""
+        return (
+            f"invoke signoff.record customer={self.key} release={release} decision=… "
+            f"by={by or self.customer.approvers[0]} evidence=…"
+        )
 
     def tickets(self, ids: Sequence[str]) -> tuple[TicketRef, ...]:
         """References to tickets in the customer's tracker."""

@@ -22,7 +22,7 @@ from pipeline.sign_off.page import (
     render_page,
 )
 from pipeline.state import SignOff, State
-from pipeline.suggest import did_you_mean
+from pipeline.suggest import did_you_mean, nearest
 from pipeline.workflow.gathering import release_manifest, release_scripts
 from pipeline.workflow.session import Dossier, Result, Session, end_of_day
 
@@ -78,6 +78,15 @@ def write_page(
     if planned is not None and planned.tzinfo is None:
         planned = planned.replace(tzinfo=ZoneInfo(dossier.customer.time_zone))
     until = end_of_day(due, dossier.customer) if due is not None else request.due
+    for name, moment in (("due", until if due is not None else None), ("planned", planned)):
+        if moment is not None and moment < session.now():
+            raise UsageError(f"{name}= is in the past: {moment:%Y-%m-%d %H:%M %Z}")
+    running = state.environment("production").installed
+    if running is not None and running.release == request.release and running.content == request.content:
+        raise Refused(
+            f"{request.release} is in production of {customer} already: there is nothing left to decide",
+            next_commands=[f"invoke status customer={customer}"],
+        )
     page = sign_off_page(dossier, state, request, due=until, planned=planned or request.planned)
     text = render_page(page, dossier.customer.language, overrides=session.folder / "templates").encode()
     digest = hashlib.sha256(text).hexdigest()
@@ -119,10 +128,6 @@ def write_page(
         dossier.ledger.append(session.signer, decide)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text)
-    evidence = (
-        f"invoke signoff.record customer={customer} release={request.release} decision=… "
-        f"by={dossier.customer.approvers[0]} evidence=…"
-    )
     return PageWritten(
         changed=changed and not dry_run,
         what=f"sign-off page of {request.release} for {dossier.customer.name}"
@@ -135,7 +140,7 @@ def write_page(
         due=f"{page.due.astimezone(ZoneInfo(dossier.customer.time_zone)):%Y-%m-%d %H:%M %Z}",
         planned=f"{page.planned:%Y-%m-%dT%H:%M:%SZ}" if page.planned else None,
         approvers=dossier.customer.approvers,
-        next_commands=(evidence,),
+        next_commands=(dossier.decision_command(request.release),),
     )
 
 
@@ -161,18 +166,11 @@ def sign_off_page(
         for reference in request.tickets
         if reference.id in state.tickets
     ]
-    # What is asked about, and what production has had already, is no known issue of this release.
-    here = state.environment("production")
-    delivered = {t.id for deployed in (*here.earlier, here.installed) if deployed for t in deployed.tickets}
-    done = delivered | {ticket.id for ticket in known}
-    others = [
-        tracker.get(state, dossier.ledger, id) for id, t in state.tickets.items() if t.state == "new" and id not in done
-    ]
-    issues = [f"{ticket.id}: {ticket.title or '—'}" for ticket in others]
+    issues: list[str] = []
     if playbook.known_issues is not None:
         blob = next((file.blob for file in manifest.files if file.path == playbook.known_issues), None)
         lines = ((dossier.repository.read(blob) or b"").decode("utf-8", "replace") if blob else "").splitlines()
-        issues = [line[2:].strip() for line in lines if line.startswith("- ")] + issues
+        issues = [line[2:].strip() for line in lines if line.startswith("- ")]
     return SignOffPage(
         customer=customer.name,
         product=playbook.name,
@@ -269,7 +267,7 @@ def record_decision(
             raise Refused(
                 f"the decision of {by} for {customer} cannot be recorded.",
                 reasons=refused,
-                next_commands=[f"invoke status customer={customer}"],
+                next_commands=[_instead(dossier, state, by)],
             )
         request = _request(dossier, state)
         if request.request != asked.request:
@@ -343,6 +341,19 @@ def _decided(
         evidence_sha256=digest,
         next_commands=(f"invoke promote customer={customer}",) if goes else (f"invoke history customer={customer}",),
     )
+
+
+def _instead(dossier: Dossier, state: State, by: str) -> str:
+    """What to type after a decision was refused: what comes before it, or the decision by whoever was meant."""
+    request, installed = state.sign_off, state.environment("test").installed
+    if request is None or request.status == "superseded":
+        return f"invoke deploy customer={dossier.key}"
+    if installed is None or installed.release != request.release:
+        return f"invoke deploy customer={dossier.key} release={request.release}"
+    if request.page is None:
+        return f"invoke signoff.page customer={dossier.key}"
+    meant = None if by in dossier.customer.approvers else nearest(by, dossier.customer.approvers)
+    return dossier.decision_command(request.release, meant) if meant else f"invoke status customer={dossier.key}"
 
 
 def _same(dossier: Dossier, request: SignOff, digest: str) -> bool:

@@ -26,7 +26,8 @@ class TicketResult(Result):
 
     def lines(self) -> list[str]:
         erased = "(erased)"
-        lines = [f"{self.ticket}  {self.state}  {self.title or erased}"]
+        lines = [] if self.what == f"ticket {self.ticket}" else [self.what]
+        lines.append(f"{self.ticket}  {self.state}  {self.title or erased}")
         if self.text:
             lines.append(f"  {self.text}")
         if self.changed_text:
@@ -123,11 +124,13 @@ def close_ticket(session: Session, *, customer: str, ticket: str, dry_run: bool 
 
     if dry_run:
         changed = bool(decide(dossier.state()))
-        return _shown(
-            dossier, ticket, changed=False, what=f"ticket {ticket} would be closed" if changed else "closed already"
-        )
+        outcome = "would be closed" if changed else "is closed already"
+        return _shown(dossier, ticket, changed=False, what=f"ticket {ticket} {outcome}")
     changed = bool(dossier.ledger.append(session.signer, decide))
-    return _shown(dossier, ticket, changed=changed, what=f"ticket {ticket} is closed")
+    shown = _shown(
+        dossier, ticket, changed=changed, what=f"ticket {ticket} is closed" + ("" if changed else " already")
+    )
+    return shown.model_copy(update={"next_commands": (f"invoke status customer={customer}",)})
 
 
 def _known(dossier: Dossier, state: State, ticket: str) -> None:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
 from pipeline.errors import NotKnown, Reason, Refused, UsageError
 from pipeline.model import Draft
-from pipeline.state import State
+from pipeline.state import EVERY_SCRIPT, State
 from pipeline.suggest import did_you_mean
 from pipeline.workflow.gathering import closing, history_of, hosts_of, release_manifest, release_scripts
-from pipeline.workflow.session import Result, Session
+from pipeline.workflow.session import Dossier, Result, Session
 
 
 class MigrationAccepted(Result):
-    """The edit that counts as harmless from now on: this old and this new checksum (``removed``: the script is gone)."""
+    """The edit that counts as harmless from now on: this old and this new checksum (``removed``: the script is gone).
+
+    ``missing`` are, for a database that was replaced, the scripts that count as not applied from now on.
+    """
 
     customer: str
     script: str
     old: str
     new: str
+    missing: tuple[str, ...] = ()
 
 
 class Erased(Result):
-    """How many texts are gone."""
+    """Which texts are gone, or would be: each by the record that names it."""
 
     customer: str
     count: int
+    texts: tuple[dict[str, str], ...] = ()
+
+    def lines(self) -> list[str]:
+        return [self.what, *(f"  {text['record']}  {text['kind']}  {text['text']}" for text in self.texts)]
 
 
 class Verified(Result):
@@ -63,7 +72,8 @@ def accept_migration(
 ) -> MigrationAccepted:
     """Records that an applied script's edit (as the release, the newest by default, has it) is harmless.
 
-    Only this old and this new checksum are accepted; another edit stops everything again.
+    Only this old and this new checksum are accepted; another edit stops everything again. ``script`` ``*`` records that
+    the environment's database was replaced: what its history lacks counts as not applied there.
     """
     if not reason.strip():
         raise UsageError("accepting an edited migration needs a reason")
@@ -75,6 +85,8 @@ def accept_migration(
     playbook = dossier.playbook.playbook
     with closing(hosts):
         rows = {row.script: row for row in history_of(dossier, target, hosts[target.hosts[0].name], playbook)}
+    if script == EVERY_SCRIPT:
+        return _accept_replaced(dossier, environment, reason, set(rows), dry_run=dry_run)
     held = {
         id: found.checksum
         for id, (found, _) in release_scripts(dossier, playbook, release_manifest(dossier, chosen)).items()
@@ -128,6 +140,58 @@ def accept_migration(
     )
 
 
+def _accept_replaced(
+    dossier: Dossier, environment: str, reason: str, had: set[str], *, dry_run: bool
+) -> MigrationAccepted:
+    session, customer = dossier.session, dossier.key
+    run = session.new_run()
+    missing: list[str] = []
+
+    def decide(state: State) -> list[Draft]:
+        here = state.environment(environment)
+        if here.running is not None:
+            raise Refused(
+                f"deployment {here.running.deployment} on {environment} of {customer} has no outcome yet",
+                reasons=[Reason("what it applied is not recorded yet", here.running.record)],
+                next_commands=[f"invoke status customer={customer}"],
+            )
+        missing[:] = sorted(set(here.applied) - had)
+        if not missing:
+            return []
+        return [
+            Draft(
+                id=f"{run}-migration-accepted-1",
+                run=run,
+                kind="migration-accepted",
+                at=session.now(),
+                product=dossier.customer.product,
+                environment=environment,
+                configuration=dossier.configuration(environment),
+                texts={"reason": reason, "people": dossier.people_used(session.actor.key)},
+                details={"script": EVERY_SCRIPT, "missing": list(missing)},
+            )
+        ]
+
+    if dry_run:
+        decide(dossier.state())
+    else:
+        dossier.ledger.append(session.signer, decide)
+    would = "would count" if dry_run else "count"
+    what = f"the database of {environment} of {customer} "
+    return MigrationAccepted(
+        changed=bool(missing) and not dry_run,
+        what=what + f"is accepted as a new one: {', '.join(missing)} {would} as not applied there"
+        if missing
+        else what + "has had every migration that was applied there; there is nothing to accept",
+        customer=customer,
+        script=EVERY_SCRIPT,
+        old="",
+        new="",
+        missing=tuple(missing),
+        next_commands=(f"invoke plan customer={customer} env={environment}",),
+    )
+
+
 def erase(
     session: Session,
     *,
@@ -145,9 +209,12 @@ def erase(
     """
     chosen = [name for name in (ticket, person, record) if name is not None]
     if len(chosen) != 1:
-        raise UsageError("say what to erase: ticket=, person= or record=")
+        raise UsageError(
+            "say what to erase: ticket=, person= or record=" + (", one of them" if chosen else ""),
+            next_commands=[f"invoke erase customer={customer} ticket=… reason=… --dry-run"],
+        )
     dossier = session.dossier(customer)
-    hashes: set[str] = set()
+    named: dict[str, dict[str, str]] = {}
     matched = False
     for one in dossier.ledger.records():
         about = (
@@ -161,12 +228,16 @@ def erase(
         if about:
             matched = True
             # Who acted is not what a ticket is about, but the page that showed it is, and the remarks made on it.
-            hashes |= {hash for name, hash in one.texts.items() if ticket is None or name != "people"}
+            named |= {
+                hash: {"record": one.id, "kind": one.kind, "text": name}
+                for name, hash in one.texts.items()
+                if ticket is None or name != "people"
+            }
     if not matched:
         raise NotKnown(
             f"no record of {customer} is about {chosen[0]!r}", next_commands=[f"invoke history customer={customer}"]
         )
-    there = {hash for hash in hashes if dossier.ledger.text_bytes(hash) is not None}
+    there = {hash for hash in named if dossier.ledger.text_bytes(hash) is not None}
     changed = bool(there) and not dry_run
     if changed:
         dossier.ledger.erase(
@@ -180,12 +251,15 @@ def erase(
         )
         shutil.rmtree(session.work / "sign-off" / customer, ignore_errors=True)
     would = "would be " if dry_run else ""
+    what = next(f"{name}={one}" for name, one in (("ticket", ticket), ("person", person), ("record", record)) if one)
+    again = f"invoke erase customer={customer} {what} reason={shlex.quote(reason)}"
     return Erased(
         changed=changed,
         what=f"{len(there)} text(s) of {customer} {would}erased",
         customer=customer,
         count=len(there),
-        next_commands=(f"invoke ledger.verify customer={customer}",),
+        texts=tuple(text for hash, text in named.items() if hash in there),
+        next_commands=(again if dry_run and there else f"invoke ledger.verify customer={customer}",),
     )
 
 
@@ -240,7 +314,7 @@ def create_key(session: Session, *, person: str, out: Path | None = None, dry_ru
         person=person,
         path=str(path),
         public_key=public,
-        next_commands=()
+        next_commands=("invoke status",)
         if any(key.public == f"file:{reference.removeprefix('file:')}.pub" for key in known.keys)
         else (f"add it to environments/people.yaml under {person}: keys: - public: {public}",),
     )

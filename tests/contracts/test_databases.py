@@ -31,6 +31,8 @@ from pipeline.transports import LineCut, Result
 from pipeline.transports.local import LocalTransport
 from tests.servers.postgres import DatabaseAddress, PostgresServer
 
+pytestmark = pytest.mark.slow
+
 SECRET = "canary-pa55word"
 HOST_PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
 """This Python is the host's python3 too: a version manager's shim would cost more than the tests."""

@@ -118,7 +118,7 @@ def test_the_story_shows_each_command_and_says_how_the_hosts_are_reached(demo: D
     ):
         assert f"$ invoke {verb}" in told
     assert "real SSH on 127.0.0.1" in told
-    assert told.count("customisations carried over: app/orders.py") == 4
+    assert told.count("differs from the product as delivered: app/orders.py") == 4
 
 
 def test_production_was_refused_before_the_decision(demo: Demo) -> None:
