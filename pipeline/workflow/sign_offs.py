@@ -82,7 +82,8 @@ def write_page(
         if moment is not None and moment < session.now():
             raise UsageError(f"{name}= is in the past: {moment:%Y-%m-%d %H:%M %Z}")
     running = state.environment("production").installed
-    if running is not None and running.release == request.release and running.content == request.content:
+    asked = (request.release, request.content, request.settings)
+    if running is not None and (running.release, running.content, running.settings) == asked:
         raise Refused(
             f"{request.release} is in production of {customer} already: there is nothing left to decide",
             next_commands=[f"invoke status customer={customer}"],

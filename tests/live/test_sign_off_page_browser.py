@@ -126,7 +126,7 @@ def test_screen_readers_are_told_the_structure(browser: Browser, tmp_path: Path)
     window = opened.window
     assert window.get_by_role("main").count() == 1
     assert window.get_by_role("heading", level=1).count() == 1
-    assert window.get_by_role("region").count() == window.locator("section").count() == 9
+    assert window.get_by_role("region").count() == window.locator("section").count() == 10
     assert window.get_by_role("article").count() == 2
     # Laid out as blocks on a phone, the table must still be one.
     assert window.get_by_role("rowheader").count() == 3
