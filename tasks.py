@@ -10,7 +10,7 @@ from invoke import Exit
 sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
 
 try:
-    from pipeline.command_line.program import adopt
+    from pipeline.command_line.invoked import adopt
     from pipeline.verbs import namespace
 except ModuleNotFoundError as error:
     raise Exit(f"{error.name} is not installed here: `make demo` sets everything up in .venv", code=2) from None

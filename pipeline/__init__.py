@@ -5,18 +5,19 @@ One direction, downhill; a module imports only what stands below it (``pyproject
     tasks.py, command_line/     the line a person types; exit codes, --json, questions
     verbs/                      one function a verb; its signature and docstring are its command line and help
     workflow/                   what the pipeline can do, a module a noun: gather → decide → act → record
-    rules, playbook, way_back   pure: every reason to refuse; steps → plan; the way back
+    rules, playbook, steps, way_back    pure: every reason to refuse; steps → plan in waves; the way back
     settings                    YAML → model, every error with its place
+    glance, standing            what ``status`` needs of the workspace and of a ledger's tip, without the models
     wiring                      picks the adapters, the only importer of them
     runner                      runs a plan on hosts, and back again
     installation, ledger, lease Git: the customer's line and releases; records; one deployment at a time
     host, migrations            one host's folder; which scripts are pending, edited, ahead
     transports/ databases/ trackers/ sign_off/    what varies, a file each
     repository, signing         the git program; Ed25519
-    state, content, differences, versions         pure: the fold of records, hashes, orders
-    model, errors               the nouns; the families of errors
+    state, content, differences, versions, additive    pure: the fold of records, hashes, orders, what only adds
+    model, paths, errors        the nouns; file names as text; the families of errors
 
 To add: a database engine → one file in ``databases/``; a transport → one in ``transports/``; a tracker → one in
-``trackers/``; a step kind → one class in ``playbook``; a reason to refuse → one function in ``rules``; a verb → one
+``trackers/``; a step kind → one class in ``steps``; a reason to refuse → one function in ``rules``; a verb → one
 function in ``verbs/``; a customer or a product → YAML, no Python.
 """

@@ -15,11 +15,13 @@ import rfc8785
 
 from pipeline.errors import Reason, Refused
 from pipeline.model import Manifest, TreeFile
+from pipeline.paths import path_bytes, path_text
 
 VERSION = b"tma-content-1"
 """The name of this way of computing, hashed first."""
 
 _BOM = b"\xef\xbb\xbf"
+_MOST_LINKS = 64
 
 
 def canonical(value: Any) -> bytes:
@@ -49,39 +51,70 @@ def _json(value: Any) -> Any:
 def unfit(path: str, mode: str, target: bytes | None = None) -> str | None:
     """Why a release cannot hold this file, or None when it can; ``target`` is where a symbolic link points.
 
-    A name must be the same on every system and safe in a listing; a link must stay inside the tree.
+    ``path`` is in the form of :func:`pipeline.paths.path_text`. Any bytes may be in a name; a link must stay inside the
+    tree, here as it is written, and as other links lead in :func:`leaving`.
     """
-    parts = path.split("/")
+    raw = path_bytes(path)
+    parts = raw.split(b"/")
     if mode == "160000":
         return "is a submodule: its files are not in the tree"
     if mode not in ("100644", "100755", "120000"):
         return f"has the mode {mode}, which a release cannot hold"
-    if any(ord(character) < 32 or 0x7F <= ord(character) < 0xA0 for character in path):
-        return "has a control character in its name"
-    if "\\" in path:
-        return "has a backslash in its name"
-    if any(0xD800 <= ord(character) < 0xE000 for character in path):
-        return "has a name that is not UTF-8"
-    if any(part in ("", ".", "..") for part in parts):
+    if b"\0" in raw:
+        return "has a NUL in its name"
+    if any(part in (b"", b".", b"..") for part in parts):
         return "has a name that is absolute or leaves the tree"
-    if any(part.casefold() == ".git" for part in parts):
+    if any(part.lower() == b".git" for part in parts):
         return "lies in a folder of Git's own"
-    if any(len(part.encode()) > 255 for part in parts) or len(path.encode()) > 3000:
+    if any(len(part) > 255 for part in parts) or len(raw) > 3000:
         return "has a name that is too long"
     if mode == "120000" and target is not None:
-        try:
-            text = target.decode()
-        except UnicodeDecodeError:
-            return "links to a name that is not UTF-8"
-        if not text or text.startswith("/") or any(ord(character) < 32 for character in text) or "\\" in text:
-            return f"links to {text!r}, which is not a relative path"
+        shown = path_text(target)
+        if not target or target.startswith(b"/") or b"\0" in target:
+            return f"links to '{shown}', which is not a relative path"
+        if len(target) > 3000:
+            return "links to a name that is too long"
         # Counted step by step, since a/../../b leaves the tree on its way even where its end would be inside again.
         depth = len(parts) - 1
-        for part in text.split("/"):
-            depth += -1 if part == ".." else 0 if part in ("", ".") else 1
+        for part in target.split(b"/"):
+            depth += -1 if part == b".." else 0 if part in (b"", b".") else 1
             if depth < 0:
-                return f"links to {text!r}, outside the tree"
+                return f"links to '{shown}', outside the tree"
     return None
+
+
+def leaving(links: Mapping[str, bytes]) -> dict[str, str]:
+    """Which symbolic links of a tree lead out of it by way of others, each with why; ``links`` is path to target.
+
+    Where ``up`` links to ``..`` of a deep folder, ``up/..`` looks as if it went down and up again, and does not.
+    """
+    raw = {path_bytes(path): target for path, target in links.items()}
+    return {
+        path: f"links to '{path_text(target)}', outside the tree by way of another link"
+        for path, target in links.items()
+        if _leaves(path_bytes(path), raw)
+    }
+
+
+def _leaves(path: bytes, links: Mapping[bytes, bytes]) -> bool:
+    place, ahead, followed = path.split(b"/")[:-1], [path.rpartition(b"/")[2]], 0
+    while ahead:
+        part = ahead.pop()
+        if part == b"..":
+            if not place:
+                return True
+            place.pop()
+        elif part not in (b"", b"."):
+            place.append(part)
+            target = links.get(b"/".join(place))
+            if target is not None:
+                followed += 1
+                # No system follows as many: what lies behind is out of reach for it, and links in a circle end here.
+                if followed > _MOST_LINKS:
+                    return False
+                place.pop()
+                ahead.extend(reversed(target.split(b"/")))
+    return False
 
 
 def files_digest(files: Iterable[TreeFile]) -> str:
@@ -92,9 +125,9 @@ def files_digest(files: Iterable[TreeFile]) -> str:
     """
     digest = hashlib.sha256()
     before: bytes | None = None
-    for path, file in sorted(((file.path.encode(), file) for file in files), key=lambda pair: pair[0]):
+    for path, file in sorted(((path_bytes(file.path), file) for file in files), key=lambda pair: pair[0]):
         if path == before or b"\0" in path:
-            raise Refused(f"the path {file.path!r} is given twice, or holds a NUL")
+            raise Refused(f"the path '{file.path}' is given twice, or holds a NUL")
         before = path
         digest.update(b"%s\0%s\0%s\0" % (file.mode.encode(), file.sha256.encode(), path))
     return digest.hexdigest()

@@ -37,6 +37,10 @@ def next_lines(commands: Iterable[str], *, in_order: bool) -> list[str]:
     return [f"{more if position else 'Next:'} {command}" for position, command in enumerate(commands)]
 
 
+OVERTAKEN = "overtaken"
+"""The ``rule`` of a reason by which a run learns that another took its place; see :func:`overtaken`."""
+
+
 @dataclass(frozen=True)
 class Reason:
     """One reason, with the place it comes from.
@@ -173,3 +177,11 @@ class Interrupted(PipelineError):
 
     exit_code = 130
     word = "interrupted"
+
+
+def overtaken(error: BaseException) -> bool:
+    """Whether this tells a run that another took its place (a lease taken away, a higher fence).
+
+    Such a run must not change anything any more, and so must not go its way back either.
+    """
+    return isinstance(error, Refused) and any(reason.rule == OVERTAKEN for reason in error.reasons)

@@ -1,27 +1,31 @@
 """The git program and the objects of one bare repository: reading and writing them.
 
 Nothing that a user typed reaches a command line unchecked: refs pass an allow-list, object ids are 40 hexadecimal
-digits, paths travel on standard input. Hooks, replacements, prompts and ``ext::`` remotes are off. Objects that no ref
-names are invisible to everybody, so writing them first is safe. SHA-1 object ids only.
+digits, paths travel on standard input, with NUL between them. Hooks, replacements, prompts and ``ext::`` remotes are off.
+Objects that no ref names are invisible to everybody, so writing them first is safe. SHA-1 object ids only. A path is text
+here, escaped as :mod:`pipeline.paths` writes it. Few small objects are read through one process that stays
+(:mod:`pipeline.object_reader`) and written without one (:mod:`pipeline.loose_objects`).
 """
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import Failed, NotKnown, Reason, Refused, UsageError
-
-NULL = "0" * 40
-"""The object id that means "no such ref" to Git."""
+from pipeline.loose_objects import LARGEST, LooseObjects
+from pipeline.new_commits import NULL, NewCommit, import_stream, overlap, raw_path, signature
+from pipeline.object_reader import STAYING, STREAMING, Found, ObjectReader, stream
+from pipeline.paths import path_text
 
 _CONFIG = (
     "core.hooksPath=/dev/null",
@@ -43,15 +47,26 @@ _CONFIG = (
 # How to reach a remote stays the user's own; everything else that GIT_* variables can redirect is dropped.
 _KEPT_VARIABLES = ("GIT_SSH", "GIT_ASKPASS", "GIT_SSL_", "GIT_HTTP_", "GIT_PROXY_", "GIT_CONFIG_GLOBAL", "GIT_TRACE")
 
+_FEW = 64
+"""Objects that are asked for one by one; more go through a process of their own, or one ``fast-import``."""
+
+_SMALL = 1 << 20
+"""Bytes that may go through the process that stays, which answers one thread at a time."""
+
+_KEPT = 1024
+"""Objects that never change (a commit, the tree of one) of which the answer is kept."""
+
 OID = re.compile(r"[0-9a-f]{40}")
 _REF_PART = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z._+-]*[0-9A-Za-z_+-])?")
 _TRAILER = re.compile(r"([A-Za-z][A-Za-z0-9-]*): (.*)")
-_IDENTITY = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
+# Such a repository is one that git alone reads and writes: modes of its own, refs in a table, settings from elsewhere.
+_UNUSUAL = re.compile(r"^\s*(\[\s*include|(sharedrepository|refstorage)\s*=)", re.IGNORECASE | re.MULTILINE)
+_UNSAFE_PARTS = (b"", b".", b"..", b".git")
 
 
 @dataclass(frozen=True)
 class TreeEntry:
-    """One entry of a recursive listing; ``mode`` as Git writes it (``160000`` is a submodule)."""
+    """One entry of a recursive listing; ``mode`` as Git writes it (``160000`` is a submodule), ``path`` escaped."""
 
     mode: str
     oid: str
@@ -68,22 +83,6 @@ class CommitInfo:
     author: str
     message: str
     trailers: dict[str, str]
-    at: datetime
-
-
-@dataclass(frozen=True)
-class NewCommit:
-    """A commit to write: ``changes`` on the tree ``base`` (of an object id; None: the empty tree).
-
-    A change is path → the bytes of a plain file, (mode, bytes or blob id), or None to delete. A parent, or ``base``,
-    that is a number means the commit of the batch at that position, from 0; such a base must be the first parent.
-    """
-
-    base: str | int | None
-    changes: Mapping[str, bytes | tuple[str, str | bytes] | None]
-    parents: Sequence[str | int]
-    message: str
-    author: str
     at: datetime
 
 
@@ -121,25 +120,22 @@ def with_trailers(text: str, trailers: Mapping[str, str | None]) -> str:
     return text.rstrip("\n") + "\n" + ("\n" + "\n".join(lines) + "\n" if lines else "")
 
 
-def _signature(author: str, at: datetime) -> bytes:
-    """``key <key@people.invalid> SECONDS +0000``; the product's own author passes with its domain."""
-    if author == "product":
-        return f"product <product@product.invalid> {int(at.timestamp())} +0000".encode()
-    if not _IDENTITY.fullmatch(author):
-        raise Refused(f"{author!r} is not a key that can be written as an author")
-    return f"{author} <{author}@people.invalid> {int(at.timestamp())} +0000".encode()
-
-
-def _quoted(path: str) -> bytes:
-    """A path as fast-import reads it, always quoted."""
-    if any(ord(character) < 32 for character in path):
-        raise Refused(f"{path!r} holds a control character")
-    return b'"' + path.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
-
-
 def without_credentials(text: str) -> str:
     """``text`` with the user and password of every URL taken out."""
     return re.sub(r"://[^/@\s]+@", "://", text)
+
+
+def _question(name: str) -> bytes:
+    """What ``cat-file`` is asked for an object id, a ref, or one of both with ``:path``."""
+    head, separator, path = name.partition(":")
+    object_name(head.removesuffix("^{tree}"))
+    return head.encode() + separator.encode() + raw_path(path)
+
+
+def _keep(known: dict[str, Any], name: str, answer: Any) -> None:
+    if len(known) >= _KEPT:
+        known.clear()
+    known[name] = answer
 
 
 class GitObjects:
@@ -147,6 +143,15 @@ class GitObjects:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._reader = ObjectReader(path, self._command(STAYING), self.environment)
+        self._loose = LooseObjects(path)
+        self._trees: dict[str, str] = {}
+        self._commit_infos: dict[str, CommitInfo] = {}
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the repository's files are as git writes them unless told otherwise, so that we may do so ourselves."""
+        return _UNUSUAL.search((self.path / "config").read_text(encoding="utf-8", errors="replace")) is None
 
     # --- the git program
 
@@ -205,90 +210,79 @@ class GitObjects:
 
     # --- reading
     def read(self, name: str) -> bytes | None:
-        """The bytes of ``oid``, ``ref``, ``oid:path`` or ``ref:path``; None when there is no such object."""
+        """The bytes of ``oid``, ``ref``, ``oid:path`` or ``ref:path`` (escaped); None when there is no such object."""
         return self.read_many([name])[name]
 
     def read_many(self, names: Iterable[str]) -> dict[str, bytes | None]:
-        """As :meth:`read`, for many names with one process."""
+        """As :meth:`read`, for many names at once."""
         return dict(self.read_stream(names))
 
     def read_stream(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
-        """As :meth:`read_many`, in the order given, with one object in memory at a time."""
-        for name, found in self._objects(names):
-            yield name, None if found is None else found[2]
-
-    def _objects(self, names: Iterable[str]) -> Iterator[tuple[str, tuple[str, str, bytes] | None]]:
-        """Each name with (id, type, bytes), or None."""
+        """As :meth:`read_many`, in the order given; with one object in memory at a time where they are many or large."""
         asked = list(names)
-        for name in asked:
-            head, separator, path = name.partition(":")
-            object_name(head.removesuffix("^{tree}"))
-            if separator and any(character in path for character in "\n\r\0"):
-                raise Refused(f"{path!r} holds a control character")
-        if not asked:
-            return
-        # The questions come from a file, so that the two pipes cannot both fill up.
-        with tempfile.TemporaryFile() as questions:
-            questions.write("".join(f"{name}\n" for name in asked).encode())
-            questions.seek(0)
-            process = subprocess.Popen(
-                self._command(["cat-file", "--batch", "--buffer"]),
-                stdin=questions,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=self.environment(),
-            )
-            assert process.stdout is not None
-            try:
-                for name in asked:
-                    header = process.stdout.readline()
-                    words = header.rsplit(b" ", 2)
-                    if not header.endswith(b"\n"):
-                        raise Failed(f"git cat-file ended early in {self.path}")
-                    if len(words) != 3 or not OID.fullmatch(words[0].decode("latin-1")):
-                        yield name, None
-                        continue
-                    data = process.stdout.read(int(words[2]))
-                    process.stdout.read(1)
-                    yield name, (words[0].decode(), words[1].decode(), data)
-            finally:
-                process.stdout.close()
-                if process.poll() is None:
-                    process.terminate()
-                process.wait()
+        questions = [_question(name) for name in asked]
+        if len(asked) <= _FEW:
+            heads = self._reader.headers(questions)
+            if sum(head.size for head in heads if head) <= _SMALL:
+                # By id from here on: the ref of a name may move in between.
+                oids = list({head.oid: None for head in heads if head})
+                found = dict(zip(oids, self._reader.contents([oid.encode() for oid in oids]), strict=True))
+                for name, head in zip(asked, heads, strict=True):
+                    object = found[head.oid] if head else None
+                    yield name, object.data if object else None
+                return
+        answers = stream(self._command(STREAMING), self.environment(), self.path, questions)
+        for name, object in zip(asked, answers, strict=True):
+            yield name, object.data if object else None
+
+    def _head(self, question: str) -> Found | None:
+        return self._reader.headers([question.encode()])[0]
+
+    def forget_packs(self) -> None:
+        """Lets go of packs that were removed, which a running process could still read."""
+        self._reader.close()
 
     def tree_of(self, commitish: str) -> str:
         """The id of the tree of a commit, tag, tree or ref; raises :class:`NotKnown` when there is none."""
         name = object_name(commitish)
-        done = self.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{tree}}", accept=(0, 1, 128))
-        if done.returncode:
-            raise NotKnown(f"{commitish} is not a tree, and names none, in {self.path}")
-        return done.stdout.decode().strip()
+        known = self._trees.get(name)
+        if known is None:
+            head = self._head(f"{name}^{{tree}}")
+            if head is None:
+                raise NotKnown(f"{commitish} is not a tree, and names none, in {self.path}")
+            known = head.oid
+            if OID.fullmatch(name):
+                _keep(self._trees, name, known)
+        return known
 
     def commit_of(self, commitish: str) -> str | None:
         """The id of the commit that a commit, tag or ref names; None when it names none."""
         name = object_name(commitish)
-        done = self.git(
-            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", accept=(0, 1, 128)
-        )
-        return done.stdout.decode().strip() or None
+        if name in self._commit_infos:
+            return name
+        head = self._head(f"{name}^{{commit}}")
+        return head.oid if head else None
 
     def entries(self, treeish: str) -> list[TreeEntry]:
-        """Every file below the tree, sorted by the bytes of the path; raises :class:`Refused` when one is not UTF-8."""
+        """Every file below the tree, sorted by the bytes of the path."""
         done = self.git("ls-tree", "-r", "-z", "--full-tree", "--end-of-options", object_name(treeish))
-        found: list[TreeEntry] = []
+        found: list[tuple[bytes, str, str]] = []
         for line in done.stdout.split(b"\0")[:-1]:
             head, path = line.split(b"\t", 1)
             mode, _, oid = head.decode().split(" ")
-            found.append(TreeEntry(mode, oid, utf8_path(path)))
-        return sorted(found, key=lambda entry: entry.path.encode())
+            found.append((path, mode, oid))
+        return [TreeEntry(mode, oid, path_text(path)) for path, mode, oid in sorted(found)]
 
     def commit_info(self, oid: str) -> CommitInfo:
         """One commit (a tag is followed to its commit); raises :class:`NotKnown` when there is none."""
         commit = self.commit_of(oid)
         if commit is None:
             raise NotKnown(f"{oid} is not a commit of {self.path}")
-        return next(self._commits([commit]))
+        found = self._commit_infos.get(commit)
+        if found is None:
+            found = next(self._commits([commit]))
+            _keep(self._commit_infos, commit, found)
+        return found
 
     def _commits(self, oids: Sequence[str]) -> Iterator[CommitInfo]:
         for oid, data in self.read_stream(oids):
@@ -326,7 +320,7 @@ class GitObjects:
         names = [object_name(old_tree), object_name(new_tree)]
         done = self.git("diff-tree", "-r", "-z", "--no-renames", "--name-status", "--end-of-options", *names)
         words = done.stdout.split(b"\0")[:-1]
-        return [(words[i].decode(), utf8_path(words[i + 1])) for i in range(0, len(words), 2)]
+        return [(words[i].decode(), path_text(words[i + 1])) for i in range(0, len(words), 2)]
 
     # --- writing
 
@@ -335,6 +329,8 @@ class GitObjects:
         return self._write("blob", data)
 
     def _write(self, kind: str, data: bytes) -> str:
+        if self.plain and len(data) <= LARGEST:
+            return self._loose.write(kind, data)
         return self.git("hash-object", "-w", "-t", kind, "--stdin", stdin=data).stdout.decode().strip()
 
     def write_tree(self, base: str | None, changes: Mapping[str, tuple[str, str] | None]) -> str:
@@ -342,14 +338,11 @@ class GitObjects:
         with tempfile.TemporaryDirectory(prefix="tma-index-") as folder:
             index = {"GIT_INDEX_FILE": f"{folder}/index"}
             lines = [
-                f"0 {NULL}\t{path}" if change is None else f"{change[0]} {change[1]}\t{path}"
+                b"%s\t%s\0" % ((f"0 {NULL}" if change is None else f"{change[0]} {change[1]}").encode(), raw_path(path))
                 for path, change in changes.items()
             ]
             steps: list[tuple[list[str], bytes]] = [
-                (
-                    ["update-index", "--add", "--replace", "-z", "--index-info"],
-                    "".join(f"{x}\0" for x in lines).encode(),
-                ),
+                (["update-index", "--add", "--replace", "-z", "--index-info"], b"".join(lines)),
                 (["write-tree"], b""),
             ]
             if base is not None:
@@ -360,68 +353,69 @@ class GitObjects:
 
     def write_commit(self, tree: str, parents: Sequence[str], message: str, *, author: str, at: datetime) -> str:
         """The id of the commit; author and committer are ``key <key@people.invalid>`` at the instant, in UTC."""
-        who = _signature(author, at)
+        who = signature(author, at)
         lines = [b"tree " + tree.encode(), *(b"parent " + parent.encode() for parent in parents)]
         head = b"\n".join([*lines, b"author " + who, b"committer " + who])
         return self._write("commit", head + b"\n\n" + message.encode())
 
     def write_commits(self, commits: Sequence[NewCommit]) -> list[str]:
-        """The ids of the commits, all written with one ``fast-import``; no ref moves."""
-        # fast-import wants a branch for each commit; one that is taken back at the end leaves no ref behind.
-        branch = f"refs/writing/{secrets.token_hex(8)}".encode()
-        stream: list[bytes] = []
-        marks = len(commits)
-        for number, commit in enumerate(commits, start=1):
-            lines: list[bytes] = []
+        """The ids of the commits, all written; no ref moves. Many or large changes go through one ``fast-import``."""
+        made = self._written_loose(commits)
+        return self._imported(commits) if made is None else made
+
+    def _written_loose(self, commits: Sequence[NewCommit]) -> list[str] | None:
+        """The ids of the commits, written as loose objects; None for what ``fast-import`` is to write, or to refuse."""
+        changes = [(raw_path(path), change) for commit in commits for path, change in commit.changes.items()]
+        contents = [change[1] if isinstance(change, tuple) else change for _, change in changes]
+        named = {oid for oid in contents if isinstance(oid, str)}
+        parents = {parent for commit in commits for parent in commit.parents if isinstance(parent, str)}
+        if (
+            not self.plain
+            or len(changes) > _FEW
+            or sum(len(data) for data in contents if isinstance(data, bytes)) > _SMALL
+            or any(part.lower() in _UNSAFE_PARTS for path, _ in changes for part in path.split(b"/"))
+            or any(overlap(commit) for commit in commits)
+            or not all(OID.fullmatch(oid) for oid in named | parents)
+            or any(self.commit_of(parent) != parent for parent in parents)
+            or any(
+                head is None or head.kind != "blob" for head in self._reader.headers([oid.encode() for oid in named])
+            )
+        ):
+            return None
+        made: list[tuple[str, str]] = []
+        for commit in commits:
+            if isinstance(commit.base, int):
+                if not commit.parents or commit.parents[0] != commit.base:
+                    raise ValueError("a base within the batch must be the first parent")
+                base: str | None = made[commit.base][1]
+            else:
+                base = None if commit.base is None else self.tree_of(commit.base)
+            blobs: dict[bytes, tuple[str, str] | None] = {}
             for path, change in commit.changes.items():
                 mode, content = change if isinstance(change, tuple) else ("100644", change)
-                if content is None:
-                    lines.append(b"D " + _quoted(path))
-                    continue
-                if isinstance(content, bytes):
-                    marks += 1
-                    stream.append(b"blob\nmark :%d\ndata %d\n%s\n" % (marks, len(content), content))
-                    content = f":{marks}"
-                lines.append(f"M {mode} {content} ".encode() + _quoted(path))
-            who, message = _signature(commit.author, commit.at), commit.message.encode()
-            parents = [f":{p + 1}" if isinstance(p, int) else p for p in commit.parents]
-            base = commit.base
-            if isinstance(base, int):
-                # The first parent's tree is where fast-import starts from.
-                if not parents or parents[0] != f":{base + 1}":
-                    raise ValueError("a base within the batch must be the first parent")
-                start = b""
-            else:
-                start = b"deleteall\n" + (b"" if base is None else b'M 040000 %s ""\n' % self.tree_of(base).encode())
-            # Without this, a commit without parents would follow the branch's commit before it.
-            stream.append(b"reset %s\n\n" % branch)
-            stream.append(b"commit %s\nmark :%d\nauthor %s\ncommitter %s\n" % (branch, number, who, who))
-            stream.append(b"data %d\n%s\n" % (len(message), message))
-            stream += [
-                b"%s %s\n" % (b"merge" if position else b"from", parent.encode())
-                for position, parent in enumerate(parents)
-            ]
-            stream += [start, b"".join(line + b"\n" for line in lines), b"\n"]
-        stream += [b"get-mark :%d\n" % (number + 1) for number in range(len(commits))]
-        stream += [b"reset %s\nfrom %s\n\ndone\n" % (branch, NULL.encode())]
-        done = self.git("fast-import", "--quiet", "--done", "--date-format=raw", "--force", stdin=b"".join(stream))
+                oid = self.write_blob(content) if isinstance(content, bytes) else content
+                blobs[raw_path(path)] = None if oid is None else (mode, oid)
+            tree = self._loose.write_tree(base, blobs, self._tree_bytes)
+            before = [made[parent][0] if isinstance(parent, int) else parent for parent in commit.parents]
+            made.append((self.write_commit(tree, before, commit.message, author=commit.author, at=commit.at), tree))
+        return [oid for oid, _ in made]
+
+    def _tree_bytes(self, oid: str) -> bytes:
+        data = self.read(oid)
+        if data is None:
+            raise Failed(f"the tree {oid} is missing in {self.path}", state="No ref was moved.")
+        return data
+
+    def _imported(self, commits: Sequence[NewCommit]) -> list[str]:
+        stdin = import_stream(commits, self.tree_of)
+        done = self.git("fast-import", "--quiet", "--done", "--date-format=raw", "--force", stdin=stdin)
         return done.stdout.decode().split()
 
     def write_tag(self, name: str, target: str, message: str, *, author: str, at: datetime) -> str:
         """The id of an annotated tag object of the commit ``target``; no ref moves. ``name`` without ``refs/tags/``."""
         ref_name(f"refs/tags/{name}")
-        head = f"object {target}\ntype commit\ntag {name}\n".encode() + b"tagger " + _signature(author, at)
+        head = f"object {target}\ntype commit\ntag {name}\n".encode() + b"tagger " + signature(author, at)
         return self._write("tag", head + b"\n\n" + message.encode())
-
-
-def utf8_path(path: bytes) -> str:
-    """A path as text; raises :class:`Refused` with the name when it is not UTF-8."""
-    try:
-        return path.decode()
-    except UnicodeDecodeError:
-        raise Refused(
-            f"the file name {path!r} is not UTF-8", next_commands=["rename the file in the product"]
-        ) from None
 
 
 def words_of(stderr: bytes) -> list[str]:

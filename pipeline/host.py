@@ -5,48 +5,53 @@
     <folder>/releases/<release>/      the files of a release, exactly its tree
     <folder>/current -> releases/…    what serves; switched in one rename
     <folder>/shared/                  what belongs to this environment: rendered configuration, the application's data
+    <folder>/lists/<release>          every file of the release as it was verified last (``host_scripts/survey.sh``)
     <folder>/journal/000001-….json    see :mod:`pipeline.host_journal`; never cleaned
     <folder>/backups/<run>/           what was there before
-    <folder>/incoming/<run>/          an upload on its way
+    <folder>/incoming/<run>.…/        a job: received whole, then run (:mod:`pipeline.job`)
 
-The work is done by the POSIX ``sh`` scripts in ``host_scripts/``. Every change is safe to repeat after a crash at any
-point. Errors: Refused (the host holds what we did not put there), Failed (a script did not work, with its words),
-Unreachable and :class:`pipeline.transports.LineCut` from the transport.
+The work is done by the POSIX ``sh`` scripts in ``host_scripts/``. Every change is part of a job, and is safe to repeat
+after a crash at any point. Errors: Refused (the host holds what we did not put there), Failed (a script did not work, with
+its words), Unreachable and :class:`pipeline.transports.LineCut` from the transport.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from typing import Any
 
-from pipeline.errors import Failed, Reason, Refused, UsageError
+from pipeline.errors import OVERTAKEN as OVERTAKEN_RULE
+from pipeline.errors import Failed, Locked, PipelineError, Reason, Refused, Unreachable, UsageError
 from pipeline.host_journal import Journal, JournalEntry, newest_entry
-from pipeline.model import Manifest, TreeFile
-from pipeline.transports import Result, Transport
+from pipeline.job import BUSY, INCOMPLETE, OVERTAKEN, RELEASE, Job, Told, library, script_text
+from pipeline.model import Manifest
+from pipeline.paths import path_text
+from pipeline.payload import listing
+from pipeline.transports import LineCut, Result, Transport
 
-SCRIPTS = Path(__file__).parent / "host_scripts"
 BEGIN = b"tma-pipeline:begin\n"
-REFUSED, DIFFERENT = 91, 92
-
-RELEASE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,199}")
-"""A release's or a run's name as a folder."""
+REFUSED = 91
 
 ABSENT = "the release is not there"
 """What :meth:`Host.verify` says when the whole folder is missing."""
 
-KEPT_OUTPUT = 1024 * 1024
-"""Bytes kept of each output of a product's own command, which may print without end."""
+KILLED = 128
+"""An exit code above: ended by the signal of that number more."""
 
-BATCH_FILES, BATCH_BYTES = 256, 8 * 1024 * 1024
+PATIENCE = 60.0
+"""Seconds for which a host whose line was cut is asked again what became of its job."""
 
-Read = Callable[[Sequence[str]], Iterable[tuple[str, bytes]]]
-"""Blob ids to (blob id, bytes) in any order; asked for in batches."""
+PARTS = {
+    "append_journal": ("locks",),
+    "journal": ("locks",),
+    "inspect": ("locks", "survey"),
+    "verify": ("survey",),
+}
+"""What of the library each script needs."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,9 @@ class HostFacts:
     journal_record_sha256: str | None = None
     journal_fence: int | None = None
     journal_damage: str | None = None
+    drift: tuple[str, ...] | None = None
+    list_sha256: str | None = None
+    substitutes: tuple[str, ...] = ()
 
 
 class Host:
@@ -92,14 +100,14 @@ class Host:
         self.name = name
         self.folder = folder
         self._data = frozenset(data)
-        self._journal = Journal(self._run, name)
+        self._journal = Journal(self.ask, name)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def inspect(self) -> HostFacts:
         """The host's folder as it is now; changes nothing."""
         before = time.time()
-        result = self._run("inspect", what="looking at the host's folder")
+        result = self.ask("inspect", what="looking at the host's folder")
         ours_clock = (before + time.time()) / 2
         facts: dict[str, list[str]] = {}
         # Not splitlines(): a name may hold other characters that it takes for the end of a line.
@@ -108,6 +116,7 @@ class Host:
             facts.setdefault(name, []).append(value)
         foreign = facts.get("foreign", [])
         foreign += [f"{name} was not put there by us" for name in facts.get("other", []) if name not in self._data]
+        drift = [line[6:] for line in result.stdout.split(b"\n") if line.startswith(b"drift ")]
         number, digest, newest = 0, None, None
         damage = facts.get("journal_damage", [None])[0]
         if "journal" in facts:
@@ -142,6 +151,9 @@ class Host:
             journal_record_sha256=newest.record_sha256 if newest else None,
             journal_fence=newest.fence if newest else None,
             journal_damage=damage,
+            drift=tuple(sentences(b"\n".join(drift))) if "compared" in facts else None,
+            list_sha256=facts.get("list", [None])[0],
+            substitutes=tuple(facts.get("substitute", [])),
         )
 
     def verify(self, release: str, manifest: Manifest) -> list[str]:
@@ -149,115 +161,108 @@ class Host:
 
         One sentence a file: changed, missing, not of the release, another mode, another link target.
         """
-        result = self._run(
-            "verify", _name(release), stdin=_expected(manifest), timeout=900, what=f"comparing release {release}"
+        result = self.ask(
+            "verify", _name(release), stdin=listing(manifest), timeout=900, what=f"comparing release {release}"
         )
-        return _sentences(result.stdout, manifest)
+        return sentences(result.stdout)
+
+    def verify_shared(self) -> list[str]:
+        """How the files that we rendered into ``shared/`` differ from what we wrote there, one sentence a file."""
+        lines = self.ask("verify_shared", what="comparing the configuration").stdout.decode("utf-8", "replace")
+        found = (line.partition(" ") for line in lines.splitlines() if line)
+        said = {"missing": "is missing", "changed": "was changed"}
+        return [f"shared/{name} {said.get(word, word)}" for word, _, name in found]
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Makes the folders on an empty or new target; refused, with all that was found, on one that is not ours."""
-        facts = self.inspect()
-        reasons = [Reason(found, self.name) for found in facts.foreign]
-        reasons += [Reason(f"the program {tool} is missing", self.name) for tool in facts.missing_tools]
-        if facts.journal_damage is not None:
-            reasons.append(Reason(f"the deployment journal is damaged: {facts.journal_damage}", self.name))
-        if not facts.writable:
-            reasons.append(Reason(f"{facts.user} may not write to {self.folder}", self.name))
-        if reasons:
+    def carry(
+        self,
+        job: Job,
+        *,
+        on_step: Callable[[int], None] = lambda number: None,
+        on_trouble: Callable[[str], None] = lambda text: None,
+        patience: float = PATIENCE,
+    ) -> Told:
+        """What became of the job's steps, as the host tells. A failed one is among them, not an error.
+
+        A line that is cut changes nothing on the host: the same job is sent again, finds what is done in the journal, and
+        waits for what still runs. So it is once when somebody on the host kills it. LineCut when the host cannot be asked for ``patience`` seconds: the outcome is not known.
+        Refused when a later run has taken over; Locked when another run's step does not end; Failed when the job itself
+        cannot run there.
+        """
+        job.check()
+        run = job.entry.run
+        asked_until = None
+        incomplete = 0
+        killed = False
+        while True:
+            told = Told(on_step, lambda: on_trouble(f"{self.name}: waiting for a step that still runs there"))
+            try:
+                result = self.transport.stream(
+                    library("receive"),
+                    (self.folder, run, f"{job.limit:.0f}"),
+                    stdin=job.stream(),
+                    on_line=told.line,
+                )
+                # The way back finds the room that was kept for it at the second try.
+                incomplete += result.exit_code == INCOMPLETE
+                if result.exit_code > KILLED and told.silent and not killed:
+                    killed = True
+                    on_trouble(f"the job on {self.name} was killed there (exit code {result.exit_code}); it is sent again")
+                    continue
+                if result.exit_code != INCOMPLETE or incomplete > (job.direction == "back"):
+                    return self._judged(told, result)
+                continue
+            except LineCut as cut:
+                trouble: Exception = cut
+            except Unreachable as unreachable:
+                # At the first try nothing was begun; later the host is just not back yet.
+                if asked_until is None:
+                    raise
+                trouble = unreachable
+            if asked_until is None or told.heard:
+                asked_until = time.monotonic() + patience
+            if time.monotonic() >= asked_until:
+                raise trouble if isinstance(trouble, LineCut) else LineCut(str(trouble))
+            said = trouble.what if isinstance(trouble, PipelineError) else str(trouble)
+            on_trouble(f"{said}; asking {self.name} what became of it")
+            with suppress(Exception):
+                self.transport.close()
+            time.sleep(1)
+
+    def guarded(self, fence: int) -> Host:
+        """This host for a run with this fence: its transport runs nothing once a later run has taken over.
+
+        For what is done through the host rather than by a job of its own. Each script holds the host's lock while it
+        runs. Refused when overtaken, Locked when another run's step does not end.
+        """
+        host = Host(self.transport, self.name, self.folder, data=tuple(self._data))
+        host.transport = _Guarded(self.transport, self.name, self.folder, fence)
+        return host
+
+    def _judged(self, told: Told, result: Result) -> Told:
+        if told.overtaken is not None:
+            raise _overtaken(self.name, f"its journal holds the fence {told.overtaken}")
+        if told.busy:
+            raise _busy(self.name)
+        if told.refusals:
             raise Refused(
                 f"{self.folder} on {self.transport.name} cannot be deployed to.",
-                reasons=reasons,
-                next_commands=[f"look at {self.folder} on {self.name}; move away what should not be there"],
+                reasons=[Reason(text, self.name) for text in told.refusals],
             )
-        self._run("prepare", what="making the folders")
-
-    def upload(self, release: str, manifest: Manifest, read: Read, *, run: str, timeout: float = 1800) -> bool:
-        """Brings the files of a release; False when they are there already, whole and verified.
-
-        The name ``releases/<release>`` appears only once the host has compared every file (content, mode, link,
-        nothing missing, nothing more) with the manifest. A copy that is not what it should be is kept under
-        ``backups/<run>/releases`` and replaced; refused when it is the one that serves. ``run`` names the attempt.
-        """
-        found = self.verify(release, manifest)
-        if not found:
-            return False
-        if found != [ABSENT]:
-            if self.inspect().current == release:
-                raise Refused(
-                    f"release {release} serves on {self.name}, but its files were changed there.",
-                    reasons=[Reason(sentence, self.name) for sentence in found],
-                )
-            self._run("set_aside", _name(release), _name(run), what=f"setting the changed release {release} aside")
-        result = self._run(
-            "upload",
-            _name(release),
-            _name(run),
-            stdin=_release_tar(manifest, read),
-            timeout=timeout,
-            accepted=(0, DIFFERENT),
-            what=f"uploading release {release}",
-        )
-        if result.exit_code == DIFFERENT:
+        if result.exit_code == INCOMPLETE:
             raise Failed(
-                f"release {release} did not arrive whole on {self.name}.",
-                reasons=[Reason(sentence, self.name) for sentence in _sentences(result.stdout, manifest)],
-                state="The upload was removed again; what serves was not touched.",
+                f"what was sent did not arrive whole on {self.name}.",
+                reasons=[Reason(line, self.name) for line in _last_words(result)],
+                state="It was removed again; nothing was begun.",
             )
-        return True
-
-    def write_shared(self, files: Mapping[str, bytes], run: str) -> None:
-        """Writes files into ``shared/``, each atomically and mode 0600; what was there is kept for the undo.
-
-        Refused, before anything is written, where a link or a folder is in the way.
-        """
-        for path in files:
-            parts = path.split("/")
-            if any(part in ("", ".", "..") for part in parts) or not path.isprintable() or path.endswith(".tma-new"):
-                raise UsageError(f"{path!r} cannot be the name of a file in shared/.")
-        if files:
-            stream = _tar((TreeEntry(f"files/{path}", 0o600, data) for path, data in sorted(files.items())))
-            self._run("write_shared", _name(run), stdin=stream, what="writing the configuration")
-
-    def restore_shared(self, run: str) -> None:
-        """Puts ``shared/`` back to what it was before :meth:`write_shared` of the same run; other files stay."""
-        self._run("restore_shared", _name(run), what="restoring the configuration")
-
-    def switch(self, release: str) -> str | None:
-        """Makes ``current`` point to a release that is there, in one rename; gives what it pointed to before.
-
-        That is the release itself when it had been switched already, None when there was no ``current``.
-        """
-        return self._switch(_name(release), f"switching to release {release}")
-
-    def unswitch(self, release: str | None) -> str | None:
-        """Makes ``current`` point back to ``release``; None removes it, as before a first deployment."""
-        return self._switch(_name(release) if release else "", f"switching back to {release or 'nothing'}")
-
-    def _switch(self, release: str, what: str) -> str | None:
-        before = self._run("switch", release, what=what).stdout.decode().strip()
-        return None if before == "-" else before
-
-    def command(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: str = "current",
-        environment: Mapping[str, str] | None = None,
-        timeout: float = 300,
-    ) -> Result:
-        """The result of one program, whatever its exit code; words, never a shell line.
-
-        ``cwd`` is below the host's folder. ``environment`` comes on standard input: unlike ``argv`` nobody sees it in
-        the host's process list. Exit code 127: there is no such program. Of the output the last 1 MiB is kept.
-        """
-        if cwd != "." and any(part in ("", ".", "..") for part in cwd.split("/")):
-            raise UsageError(f"a command must start in a folder below the host's: {cwd!r}.")
-        if not argv:
-            raise UsageError("a command for a host is empty.")
-        stdin = _variables(environment or {})
-        return self._send("command", cwd, *argv, stdin=stdin, timeout=timeout, keep=KEPT_OUTPUT)
+        if told.silent:
+            raise Failed(
+                f"the job on {self.name} did not end as it should (exit code {result.exit_code}).",
+                reasons=[Reason(line, self.name) for line in _last_words(result)],
+                state="It may have been done in part; doing it again is safe.",
+            )
+        return told
 
     def journal(self) -> list[JournalEntry]:
         """See :meth:`pipeline.host_journal.Journal.entries`."""
@@ -269,15 +274,7 @@ class Host:
 
     # --- speaking -----------------------------------------------------------------------------------------------------
 
-    def _send(
-        self, script: str, *arguments: str, stdin: bytes | Iterable[bytes], timeout: float, keep: int | None = None
-    ) -> Result:
-        words = (self.folder, *arguments)
-        result = self.transport.run(_script(script), words, stdin=stdin, timeout=timeout, keep=keep)
-        # Where the beginning was dropped, what a login shell printed went with it.
-        return result if result.cut else replace(result, stdout=result.stdout.partition(BEGIN)[2])
-
-    def _run(
+    def ask(
         self,
         script: str,
         *arguments: str,
@@ -286,25 +283,59 @@ class Host:
         timeout: float = 120,
         accepted: Sequence[int] = (0,),
     ) -> Result:
-        """The result of one of our scripts; Refused or Failed unless its exit code is among ``accepted``."""
-        result = self._send(script, *arguments, stdin=stdin, timeout=timeout)
+        """The result of one of our scripts that changes nothing of a release; ``what`` it is doing, for errors.
+
+        Refused or Failed unless its exit code is among ``accepted``.
+        """
+        words = (self.folder, *arguments)
+        result = self.transport.run(library(*PARTS.get(script, ()), script), words, stdin=stdin, timeout=timeout)
+        result = replace(result, stdout=result.stdout.partition(BEGIN)[2])
         if result.exit_code in accepted:
             return result
-        words = [line for line in result.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+        said = _last_words(result)
         if result.exit_code == REFUSED:
-            raise Refused(f"{what} on {self.name} was refused.", reasons=[Reason(line, self.name) for line in words])
+            raise Refused(f"{what} on {self.name} was refused.", reasons=[Reason(line, self.name) for line in said])
         if result.timed_out:
-            words.insert(0, f"it took longer than {timeout:g} seconds and was ended")
+            said.insert(0, f"it took longer than {timeout:g} seconds and was ended")
         raise Failed(
             f"{what} on {self.name} did not work (exit code {result.exit_code}).",
-            reasons=[Reason(line, self.name) for line in words[-8:]],
+            reasons=[Reason(line, self.name) for line in said],
             state="It may have been done in part; doing it again is safe.",
         )
 
 
-@cache
-def _script(name: str) -> str:
-    return "\n".join((SCRIPTS / f"{part}.sh").read_text(encoding="utf-8") for part in ("common", name))
+class _Guarded:
+    """A transport whose scripts run under the host's lock, and only while no later run has taken over."""
+
+    def __init__(self, transport: Transport, host: str, folder: str, fence: int) -> None:
+        self._transport, self._host, self._folder, self._fence = transport, host, folder, fence
+        self.name, self.dial, self.forward = transport.name, transport.dial, transport.forward
+        self.stream, self.close = transport.stream, transport.close
+
+    def run(self, script: str, arguments: Sequence[str] = (), **options: Any) -> Result:
+        words = (self._folder, str(self._fence), script, *arguments)
+        result = self._transport.run(script_text("guard"), words, **options)
+        if result.exit_code == OVERTAKEN:
+            raise _overtaken(self._host, f"its journal holds a fence above {self._fence}")
+        if result.exit_code == BUSY:
+            raise _busy(self._host)
+        return result
+
+
+def _overtaken(host: str, said: str) -> Refused:
+    return Refused(
+        f"this run was overtaken: {host} has seen a later one.",
+        reasons=[Reason(said, host, OVERTAKEN_RULE)],
+        state="This run must not change anything any more.",
+    )
+
+
+def _busy(host: str) -> Locked:
+    return Locked(f"a step of another run still works on {host}.", state="Nothing was begun on it.")
+
+
+def _last_words(result: Result) -> list[str]:
+    return [line for line in result.stderr.decode("utf-8", "replace").splitlines() if line.strip()][-8:]
 
 
 def _name(text: str) -> str:
@@ -319,106 +350,30 @@ def _available(df_line: str, unit: int) -> int | None:
     return int(found[1]) * unit if found else None
 
 
-def _expected(manifest: Manifest) -> bytes:
-    """The listing that ``host_scripts/common.sh`` must come to, in the order of its ``sort``: by bytes of the line."""
-    return b"".join(sorted(f"{file.mode} {file.sha256}  ./{file.path}\n".encode() for file in manifest.files))
-
-
-def _sentences(differences: bytes, manifest: Manifest) -> list[str]:
-    expected: dict[str, TreeFile] = {file.path: file for file in manifest.files}
-    lines = [line for line in differences.decode("utf-8", "replace").split("\n") if line]
-    if lines == ["absent"]:
+def sentences(differences: bytes) -> list[str]:
+    """What ``host_scripts/survey.sh`` found to differ (its lines ``< …`` and ``> …``), one sentence a name."""
+    lines = [line for line in differences.split(b"\n") if line]
+    if lines == [b"absent"]:
         return [ABSENT]
-    found: dict[str, tuple[str, str]] = {}
-    missing = set()
+    sides: dict[bytes, dict[str, tuple[str, str]]] = {b"<": {}, b">": {}}
     for line in lines:
-        mode, digest, path = (*line[2:].split(" ", 2), "", "")[:3]
-        path = path.removeprefix(" ").removeprefix("./")
-        if line.startswith("> "):
-            found[path] = (mode, digest)
-        else:
-            missing.add(path)
-    return [_sentence(path, expected.get(path), found.get(path)) for path in sorted(missing | found.keys())]
+        mode, digest, name = (*line[2:].split(b" ", 2), b"", b"")[:3]
+        name = name.removeprefix(b" ")
+        raw = bytes.fromhex(name[2:].decode()) if name.startswith(b"x:") else name.removeprefix(b"./")
+        sides[line[:1]][path_text(raw)] = (mode.decode(), digest.decode())
+    expected, found = sides[b"<"], sides[b">"]
+    return [_sentence(name, expected.get(name), found.get(name)) for name in sorted(expected.keys() | found.keys())]
 
 
-def _sentence(path: str, expected: TreeFile | None, found: tuple[str, str] | None) -> str:
+def _sentence(name: str, expected: tuple[str, str] | None, found: tuple[str, str] | None) -> str:
     if found is None:
-        return f"{path} is missing"
+        return f"{name} is missing"
     if found[0] == "unreadable":
-        return f"{'some of the release' if path == '.' else path} cannot be read by us"
+        return f"{'some of the release' if name == '.' else name} cannot be read by us"
     if expected is None:
-        return f"{path} does not belong to the release"
-    mode, digest = found
-    if "120000" in (mode, expected.mode) or mode in ("folder", "other"):
-        return f"{path} is another kind of file or points elsewhere"
-    if digest == expected.sha256:
-        return f"{path} has another mode than {expected.mode[2:]}"
-    return f"{path} was changed"
-
-
-@dataclass(frozen=True)
-class TreeEntry:
-    """One member of a tar: a file's bytes, or with mode 0o120000 a link's target."""
-
-    path: str
-    mode: int
-    data: bytes
-
-
-def _tar(entries: Iterable[TreeEntry]) -> Iterator[bytes]:
-    """A tar in GNU format, the one whose long names GNU tar, busybox and bsdtar all read."""
-    now = int(time.time())  # not 0: web servers tell browsers that two files of equal size and date are the same
-    for entry in entries:
-        info = tarfile.TarInfo(entry.path)
-        info.mtime = now
-        if entry.mode == 0o120000:
-            info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.data.decode(), 0o777
-            yield info.tobuf(tarfile.GNU_FORMAT, "utf-8")
-            continue
-        info.mode, info.size = entry.mode & 0o777, len(entry.data)
-        yield info.tobuf(tarfile.GNU_FORMAT, "utf-8")
-        yield entry.data
-        yield b"\0" * (-len(entry.data) % tarfile.BLOCKSIZE)
-    yield b"\0" * (2 * tarfile.BLOCKSIZE)
-
-
-def _release_tar(manifest: Manifest, read: Read) -> Iterator[bytes]:
-    def entries() -> Iterator[TreeEntry]:
-        yield TreeEntry("manifest", 0o600, _expected(manifest))
-        for batch in _batches(manifest.files):
-            blobs = dict(read(sorted({file.blob for file in batch})))
-            for file in batch:
-                data = blobs.get(file.blob)
-                if data is None or hashlib.sha256(data).hexdigest() != file.sha256:
-                    raise Failed(
-                        "the installations repository does not hold what the release's manifest says.",
-                        reasons=[Reason(f"{file.path} should have the SHA-256 {file.sha256}", f"blob {file.blob}")],
-                    )
-                yield TreeEntry(f"tree/{file.path}", int(file.mode, 8), data)
-
-    # A file's mode loses its type bits in _tar; a link's is recognised by them.
-    return _tar(entries())
-
-
-def _batches(files: Iterable[TreeFile]) -> Iterator[list[TreeFile]]:
-    batch: list[TreeFile] = []
-    size = 0
-    for file in files:
-        if batch and (len(batch) >= BATCH_FILES or size + file.size > BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(file)
-        size += file.size
-    if batch:
-        yield batch
-
-
-def _variables(environment: Mapping[str, str]) -> bytes:
-    """As ``host_scripts/command.sh`` reads it; raises UsageError, without the value, for what no variable can be."""
-    text = []
-    for name, value in environment.items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.startswith("tma_") or "\0" in value:
-            raise UsageError(f"{name!r} cannot be set as an environment variable.")
-        lines = value.split("\n")
-        text += [name, str(len(lines)), *lines]
-    return "".join(f"{line}\n" for line in text).encode()
+        return f"{name} does not belong to the release"
+    if "120000" in (found[0], expected[0]) or found[0] in ("folder", "other"):
+        return f"{name} is another kind of file or points elsewhere"
+    if found[1] == expected[1]:
+        return f"{name} has another mode than {expected[0][2:]}"
+    return f"{name} was changed"

@@ -16,11 +16,12 @@ from typing import Annotated
 import rfc8785
 from pydantic import Field, StringConstraints
 
-from pipeline.errors import Failed, Reason, Refused
+from pipeline.errors import OVERTAKEN, Failed, Reason, Refused
 from pipeline.model import Instant, Key, Noun, Outcome, Sha256
 from pipeline.transports import Result
 
-JOURNAL_SCHEMA = 1
+JOURNAL_SCHEMA = 2
+"""Since 2 an entry names the step that it is about; entries of 1 stay as they were written."""
 RACED = 93
 ATTEMPTS = 5
 FILE_NAME = re.compile(r"journal/(\d{6})-([a-z0-9-]+)\.json")
@@ -30,7 +31,9 @@ class JournalEntry(Noun):
     """One entry; its bytes are the RFC 8785 form. ``number`` and ``previous`` are filled in when it is appended.
 
     ``what`` says what happened, in words of letters and hyphens (``deployment-started``); ``record`` and
-    ``record_sha256`` name the ledger's record; ``attested_by`` is reserved for a result that a person reports.
+    ``record_sha256`` name the ledger's record; ``attested_by`` is reserved for a result that a person reports. ``step``
+    and ``inputs`` (of ``step-started``, ``step-finished``, and on the way back ``back-started``, ``back-finished``) are
+    the action's number in the plan and the SHA-256 of what it was done with.
     """
 
     schema_version: int = JOURNAL_SCHEMA
@@ -48,6 +51,8 @@ class JournalEntry(Noun):
     record: str | None = None
     record_sha256: Sha256 | None = None
     attested_by: str | None = None
+    step: int | None = Field(None, ge=0, le=99_999)
+    inputs: Sha256 | None = None
 
     @property
     def file_name(self) -> str:
@@ -56,7 +61,23 @@ class JournalEntry(Noun):
 
     def data(self) -> bytes:
         """The canonical bytes."""
-        return rfc8785.dumps(self.model_dump(mode="json"))
+        new = {"step", "inputs"} if self.schema_version < 2 else set()
+        return rfc8785.dumps(self.model_dump(mode="json", exclude=new))
+
+    def common(self) -> tuple[str, str]:
+        """What all entries of one attempt have in common, as the two parts of RFC 8785 text that ``steps.sh`` fills in.
+
+        They stand after ``at``, and between ``previous`` and ``step``, in the order of RFC 8785 (3.2.3).
+        """
+        values = json.loads(self.data())
+
+        def part(*names: str) -> str:
+            return rfc8785.dumps({name: values[name] for name in names}).decode()[1:-1]
+
+        return (
+            part("attested_by", "content", "customer", "environment", "fence"),
+            part("record", "record_sha256", "release", "run", "schema_version"),
+        )
 
 
 class Journal:
@@ -109,7 +130,11 @@ class Journal:
             if highest > entry.fence:
                 raise Refused(
                     f"run {entry.run} was overtaken: {self._host} has seen a later one.",
-                    reasons=[Reason(f"fence {highest} is above this run's {entry.fence}", f"journal of {self._host}")],
+                    reasons=[
+                        Reason(
+                            f"fence {highest} is above this run's {entry.fence}", f"journal of {self._host}", OVERTAKEN
+                        )
+                    ],
                     state="This run must not change anything any more.",
                 )
             for known in entries:

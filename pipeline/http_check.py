@@ -6,7 +6,6 @@ import io
 import socket
 import time
 from collections.abc import Callable
-from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -64,6 +63,9 @@ def _request(url: str) -> tuple[str, int, bytes]:
 
 
 def _answer(timed: _Timed) -> tuple[int, str]:
+    # With its TLS and mail it is among the slowest imports, and most commands ask no address.
+    from http.client import HTTPException, HTTPResponse
+
     answer = HTTPResponse(timed)  # type: ignore[arg-type]  # it only calls makefile()
     try:
         answer.begin()

@@ -46,11 +46,14 @@ _FILE = "100644"
 
 @dataclass(frozen=True)
 class _Batch:
-    """What one decision comes to: its records, those already there included, and the refs to move (none: nothing)."""
+    """What one decision comes to: its records, those already there included, and the refs to move (none: nothing).
+
+    ``tip`` is the ledger's commit after them with the state there, None where it stays.
+    """
 
     records: list[Record]
     moves: tuple[RefMove, ...] = ()
-    tip: str | None = None
+    tip: tuple[str, State] | None = None
 
 
 class Ledger:
@@ -65,12 +68,16 @@ class Ledger:
         self.ref = f"refs/heads/{customer}/ledger"
         self.texts_ref = f"refs/heads/{customer}/texts"
         self.line_ref = f"refs/heads/{customer}/main"
+        # A commit never changes, so neither does the state at it: (commit, state), and the commit found to be sound.
+        self._known: tuple[str, State] | None = None
+        self._sound: str | None = None
 
     # --- reading
 
     def state(self) -> State:
         """The state at the tip, empty when there is no record. Refused when a newer pipeline wrote it."""
-        return self._state(self.repository.read(f"{self.ref}:state.json"))
+        tip = self.repository.ref(self.ref)
+        return State(customer=self.customer) if tip is None else self._state_of(tip)
 
     def state_at(self, at: datetime) -> State:
         """The state as it was at this instant, that second included: the fold up to the last record made until then.
@@ -214,13 +221,14 @@ class Ledger:
                 with self.repository.exclusive() if attempt >= ALONE_AFTER else contextlib.nullcontext():
                     tip, state, _ = self._settle()
                     # A push can arrive although its answer did not.
-                    if sent is not None and sent.tip and tip and self.repository.is_ancestor(sent.tip, tip):
+                    if sent is not None and sent.tip and tip and self.repository.is_ancestor(sent.tip[0], tip):
                         return sent.records
                     batch = self._prepare(signer, tip, state, decide(state), erased)
                     sent = batch
                     self.repository.move(batch.moves)
                     if batch.tip is not None:
-                        self._note(batch.tip)
+                        self._note(batch.tip[0])
+                        self._known, self._sound = batch.tip, batch.tip[0]
                     return batch.records
             except Raced:
                 continue
@@ -240,7 +248,7 @@ class Ledger:
             self._refuse_shorter(tip)
             if tip is None:
                 return None, State(customer=self.customer), []
-            state = self._state(self.repository.read(f"{tip}:state.json"))
+            state = self._state_of(tip)
             self._check_tip(tip, state)
             moves = self._lagging(refs, state)
             self.repository.move(moves)
@@ -272,12 +280,15 @@ class Ledger:
 
     def _check_tip(self, tip: str, state: State) -> None:
         """Refuses to write after a record that we cannot read, or that ``state.json`` is not the state of."""
+        if self._sound == tip:
+            return
         id = self.repository.commit_info(tip).trailers.get("Record-Id", "")
         data = self.repository.read(f"{tip}:records/{id}.json") if _RECORD_ID.fullmatch(id) else None
         if data is not None:
             self._parse(data, id)
         if data is None or hashlib.sha256(data).hexdigest() != state.head:
             raise damaged(f"{tip}:state.json", self.customer, "it is not the state after the last record")
+        self._sound = tip
 
     def _lagging(self, refs: Mapping[str, str], state: State) -> list[RefMove]:
         moves = []
@@ -354,7 +365,7 @@ class Ledger:
         if not commits:
             return _Batch(records)
         new_tip = self.repository.write_commits(commits)[-1]
-        return _Batch(records, (RefMove(ref=self.ref, old=tip, new=new_tip), *moves.values()), new_tip)
+        return _Batch(records, (RefMove(ref=self.ref, old=tip, new=new_tip), *moves.values()), (new_tip, state))
 
     def _already(self, tip: str | None, drafts: Sequence[Draft]) -> dict[str, Record]:
         ids = [draft.id for draft in drafts]
@@ -407,11 +418,14 @@ class Ledger:
 
     # --- reading, inside
 
-    def _state(self, data: bytes | None) -> State:
-        if data is None:
-            return State(customer=self.customer)
-        # A state is a cache of the records: an older form is folded anew, and written with the next record.
-        return parse_state(data, self.customer) or fold(self.customer, self._digested(self.ref))
+    def _state_of(self, tip: str) -> State:
+        known = self._known
+        if known is None or known[0] != tip:
+            data = self.repository.read(f"{tip}:state.json")
+            # A state is a cache of the records: an older form is folded anew, and written with the next record.
+            state = State(customer=self.customer) if data is None else parse_state(data, self.customer)
+            known = self._known = tip, state or fold(self.customer, self._digested(tip))
+        return known[1]
 
     def _parse(self, data: bytes, id: str) -> Record:
         return parse_record(data, f"{self.ref}:records/{id}.json", self.customer)

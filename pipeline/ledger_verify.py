@@ -14,11 +14,13 @@ from collections.abc import Callable, Collection, Mapping
 
 from pipeline.content import canonical
 from pipeline.errors import PipelineError, Reason
+from pipeline.git_objects import with_trailers
 from pipeline.ledger import Ledger
 from pipeline.model import People, Record
 from pipeline.record_format import parse_record
 from pipeline.repository import Repository
 from pipeline.signing import RECORD_CONTEXT, doubts, verify
+from pipeline.standing import parsed, standing, trailers
 from pipeline.state import STATE_SCHEMA, State, apply
 from pipeline.texts import HASH, decode
 
@@ -48,6 +50,7 @@ class _Check:
             self._commits(tip, records)
             self._configuration(files, records)
             state = self._state(files.get("state.json"), records)
+            self._standing(tip, state)
         self._texts(refs, records)
         if state is not None:
             self._refs(refs, state)
@@ -175,6 +178,12 @@ class _Check:
         elif self._is_current(data) and data != canonical(state.model_dump(mode="json")):
             self._report("is not what the records add up to", self._place("state.json"))
         return state
+
+    def _standing(self, tip: str, state: State | None) -> None:
+        """The newest commit's trailers, which ``status`` believes; an older pipeline's commit has none."""
+        told = parsed(self.repository.commit_info(tip).message)
+        if told is not None and state is not None and told != parsed(with_trailers("", trailers(standing(state)))):
+            self._report("its trailers do not say where the records lead", tip)
 
     @staticmethod
     def _is_current(data: bytes) -> bool:

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from pipeline.content import script_checksum
 from pipeline.errors import Failed, Reason, Refused
 from pipeline.model import Applied, Manifest, Script
+from pipeline.paths import is_plain
 
 ALGORITHMS = frozenset({"sha256-bom-eol"})
 """Checksum algorithms that this version can compare; another one comes from a newer version."""
@@ -63,6 +64,15 @@ def scripts_of(manifest: Manifest, folder: str, pattern: str, read: Callable[[st
             raise Refused(
                 f"migration {file.path} is a symbolic link.",
                 reasons=[Reason("the checksum would cover the link, not the text", file.path)],
+            )
+        if not is_plain(file.path):
+            raise Refused(
+                f"migration {file.path} has a name that a history cannot hold.",
+                reasons=[
+                    Reason(
+                        "control characters, backslashes and bytes that are not UTF-8 are not for migrations", file.path
+                    )
+                ],
             )
         data = read(file.blob)
         if data is None:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
 
+from pipeline.paths import is_plain, path_bytes
+
 RESERVED_NAMES = frozenset({"product"})
 """Keys that no customer can have: ``refs/tags/product/`` holds the products' versions."""
 
@@ -42,7 +44,20 @@ Instant = Annotated[
 class Noun(BaseModel):
     """Base of every model here: frozen, no unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built when first used: most commands use a few of them. Safe with threads from Pydantic 2.14 on.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+
+def _plain(value: str) -> str:
+    if not is_plain(value):
+        raise ValueError(
+            "a file named here has no control character, no backslash and only UTF-8 in its name; rename it"
+        )
+    return value
+
+
+PlainPath = Annotated[str, AfterValidator(_plain)]
+"""A file or folder of a release as a playbook names it: without anything that :mod:`pipeline.paths` would escape."""
 
 
 # --- configuration: the workspace and its people ---------------------------------------------------------------------
@@ -130,6 +145,13 @@ class Customer(Noun):
     tracker: Literal["ledger"] = "ledger"
 
 
+class Become(Noun):
+    """Another user of the host, as whom everything is run there, through ``sudo``."""
+
+    user: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")
+    password: SecretReference | None = Field(None, description="of the user who logs in, where sudo asks for it")
+
+
 class Host(Noun):
     """An application host; connection details may come from the workspace's ``ssh_config`` under ``address``."""
 
@@ -138,6 +160,7 @@ class Host(Noun):
     port: int | None = Field(None, ge=1, le=65535)
     user: str | None = None
     host_key: str | None = Field(None, description="'ssh-ed25519 AAAA…', pinned; else known_hosts decides")
+    become: Become | None = None
     folder: str = Field(
         pattern=r"^[^~].*[^/]$",
         description="absolute on the host; a relative one is in the workspace, for a host that is this machine",
@@ -193,10 +216,15 @@ Mode = Literal["100644", "100755", "120000"]
 """Git's modes of what a release may hold: file, executable file, symbolic link."""
 
 
-class TreeFile(Noun):
-    """One file of a release's tree. ``path`` is relative, ``/``-separated, UTF-8."""
+def _file_name(value: str) -> str:
+    path_bytes(value)
+    return value
 
-    path: str
+
+class TreeFile(Noun):
+    """One file of a release's tree. ``path`` is relative, ``/``-separated, as :func:`pipeline.paths.path_text` gives it."""
+
+    path: Annotated[str, AfterValidator(_file_name)]
     mode: Mode
     blob: ObjectId
     sha256: Sha256
@@ -246,6 +274,7 @@ RecordKind = Literal[
     "ticket-opened",
     "ticket-closed",
     "deployment-started",
+    "deployment-partly-done",
     "deployment-finished",
     "sign-off-requested",
     "sign-off-page-written",

@@ -1,6 +1,6 @@
 """What the runner can do on a host: the operations that actions are made of. Pure data.
 
-A step kind of :mod:`pipeline.playbook` is made of these; a new operation is one class here and one function in
+A step kind of :mod:`pipeline.steps` is made of these; a new operation is one class here and one function in
 :mod:`pipeline.runner`.
 """
 
@@ -46,7 +46,7 @@ class Switch(Noun):
 
 
 class Command(Noun):
-    """Run a program on the host; ``serving`` ones stop or start the application.
+    """Run a program on the host; ``serving`` ones stop or start the application, ``traffic`` ones tell the load balancer.
 
     ``folder``: in ``current`` as it then is, or in the folder of the plan's own release, switched to or not.
     """
@@ -55,6 +55,7 @@ class Command(Noun):
     argv: tuple[str, ...]
     undo: tuple[str, ...] = ()
     serving: Literal["stop", "start", "restart"] | None = None
+    traffic: Literal["drain", "undrain"] | None = None
     folder: Literal["current", "release"] = "current"
     seconds: int = 120
 

@@ -1,24 +1,48 @@
-"""How one product is deployed: the step kinds, and the plan that they make. Pure.
+"""How one product is deployed: its playbook, and the plan that it makes. Pure.
 
-A playbook is a list of steps of a closed vocabulary. ``plan`` turns it, one release and one environment into numbered
-actions; the ``plan`` verb prints them and the runner performs the same ones. A new step kind is one class here, made of
-the operations that the runner already knows.
+A playbook is a list of steps of a closed vocabulary (:mod:`pipeline.steps`). ``plan`` turns it, one release and one
+environment into numbered actions; the ``plan`` verb prints them and the runner performs the same ones.
 
-Steps that work on a host and follow one another form a group, which is done host by host; steps marked *once* are done
-from the first host and divide the groups.
+Steps that work on a host and follow one another form a group, which is done by so many hosts at a time as the playbook
+says: a *wave*. Steps marked *once* are done from the first host, in a wave of their own, and divide the groups.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from pipeline.additive import is_additive
 from pipeline.errors import ConfigurationError, Reason
-from pipeline.model import Customer, Environment, Host, Key, Noun, Script
-from pipeline.operations import Backup, Command, Http, Migrate, Operation, Probe, Render, Switch, Upload
+from pipeline.model import Host, Key, Noun, PlainPath, Script
+from pipeline.operations import Command, Migrate, Operation
+from pipeline.steps import AnyStep, ConfigureStep, MigrateStep, Target, Unproven
+
+__all__ = [
+    "Action",
+    "ConfigureStep",
+    "MigrateStep",
+    "Migrations",
+    "Plan",
+    "Playbook",
+    "Rolling",
+    "Source",
+    "Target",
+    "contract_scripts",
+    "plan",
+    "restore_needed",
+    "unmatched",
+    "waves",
+]
+
+OnFailure = Literal["bring-back", "leave"]
+"""What becomes of the hosts that are finished when another one fails."""
+
+KEPT_RELEASES = 5
+"""How many releases stay on a host unless the playbook says otherwise."""
 
 # --- the plan's parts -------------------------------------------------------------------------------------------------
 
@@ -31,7 +55,10 @@ class Action(Noun):
     host: Key
     what: Operation
     undo: str | None = None
-    rolling: bool = Field(False, description="one host after the other, before the next host begins")
+    wave: int = Field(
+        1, ge=1, description="hosts of one wave act at the same time; the next wave begins when all are done"
+    )
+    rolling: bool = Field(False, description="done on each of several hosts")
     old: bool = Field(False, description="on the way back: a command or check of the release that was installed before")
 
 
@@ -39,7 +66,9 @@ class Plan(Noun):
     """The ordered actions for one release on one environment.
 
     ``point_of_no_return`` is the number of the first action after which the old code cannot simply be switched back to
-    (a migration that runs after the switch), or None.
+    (a migration that runs after the switch), or None. ``restore_needed`` names the migrations that run while the
+    application is stopped and are not known to leave a schema on which the old code can run: a failure after one of them
+    is not brought back by the code alone. ``keep_releases`` is how many releases stay on each host.
     """
 
     customer: Key
@@ -48,266 +77,23 @@ class Plan(Noun):
     installed: str | None
     actions: tuple[Action, ...]
     point_of_no_return: int | None = None
-
-
-# --- step kinds: what people write ------------------------------------------------------------------------------------
-
-Argv = Annotated[tuple[str, ...], Field(min_length=1, description="a program and its arguments; never a shell line")]
-
-
-class Step(Noun):
-    """Base of the step kinds; ``name`` is shown instead of the kind's own words."""
-
-    name: str | None = None
-
-    def once(self) -> bool:
-        """Whether it is done from the first host only."""
-        return False
-
-    def operation(self, target: Target, host: Host) -> Operation | None:
-        """What the runner does on this host, None when there is nothing to do."""
-        raise NotImplementedError
-
-    def title(self, target: Target, operation: Any) -> str:
-        """The action in words."""
-        raise NotImplementedError
-
-    def undone_by(self, target: Target) -> str | None:
-        """What takes it back, in words; None where nothing has to."""
-        return None
-
-
-class BackupStep(Step):
-    """``backup``: the database, before anything changes."""
-
-    kind: Literal["backup"] = "backup"
-
-    def once(self) -> bool:
-        return True
-
-    def operation(self, target: Target, host: Host) -> Operation | None:
-        return Backup() if target.environment.database else None
-
-    def title(self, target: Target, operation: Any) -> str:
-        return "back up the database and read the backup back"
-
-
-class UploadStep(Step):
-    """``upload``: the release's files beside the old release, verified there."""
-
-    kind: Literal["upload"] = "upload"
-
-    def operation(self, target: Target, host: Host) -> Operation | None:
-        return Upload()
-
-    def title(self, target: Target, operation: Any) -> str:
-        return f"upload {target.release} beside the old release and verify every file"
-
-    def undone_by(self, target: Target) -> str | None:
-        return "nothing to undo: the old release is untouched"
-
-
-class ConfigureStep(Step):
-    """``configure``: render the release's templates with the environment's values into ``shared/``."""
-
-    kind: Literal["configure"] = "configure"
-    templates: dict[str, str] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _inside(self) -> ConfigureStep:
-        for path in self.templates.values():
-            if {"", ".", ".."} & set(path.split("/")):
-                raise ValueError(f"{path!r} is not a file below shared/")
-        if len(set(self.templates.values())) < len(self.templates):
-            raise ValueError("two templates are rendered into the same file of shared/")
-        return self
-
-    def operation(self, target: Target, host: Host) -> Operation | None:
-        return Render(templates=self.templates)
-
-    def title(self, target: Target, operation: Any) -> str:
-        return "render " + ", ".join(f"shared/{path}" for path in self.templates.values())
-
-    def undone_by(self, target: Target) -> str | None:
-        return "the earlier files of shared/ are put back"
-
-
-class MigrateStep(Step):
-    """``migrate``: pending migrations whose file name matches ``only`` and not ``except``."""
-
-    kind: Literal["migrate"] = "migrate"
-    only: str = "*"
-    except_: str | None = Field(None, alias="except")
-
-    def once(self) -> bool:
-        return True
-
-    def operation(self, target: Target, host: Host) -> Operation | None:
-        from pipeline.migrations import select
-
-        scripts = tuple(script.id for script in select(target.pending, self.only, self.except_))
-        return Migrate(scripts=scripts) if scripts else None
-
-    def title(self, target: Target, operation: Any) -> str:
-        return f"apply {len(operation.scripts)} migration(s): " + ", ".join(operation.scripts)
-
-    def undone_by(self, target: Target) -> str | None:
-        return "each script is one transaction; applied ones stay, the old code runs on the expanded schema"
-
-
-class SwitchStep(Step):
-    """``switch``: the new release becomes the current one."""
-
-    kind: Literal["switch"] = "switch"
-
-    def operation(self, target: Target, host: Host) -> Operation | None:
-        return Switch()
-
-    def title(self, target: Target, operation: Any) -> str:
-        return f"switch current to {target.release}"
-
-    def undone_by(self, target: Target) -> str | None:
-        return f"switch back to {target.installed}" if target.installed else "remove current (nothing was installed)"
-
-
-class CommandStep(Step):
-    """Base of the steps that run a program of the product's own."""
-
-    command: Argv
-    undo: tuple[str, ...] = ()
-    seconds: int = Field(120, ge=1, le=86400)
-    serving: ClassVar[Literal["stop", "start", "restart"] | None] = None
-
-    def operation(self, target: Target, host: Host) -> Operation | None:
-        return Command(
-            argv=target.render_all(self.command, host),
-            undo=target.render_all(self.undo, host),
-            serving=self.serving,
-            folder="current" if self.serving else "release",
-            seconds=self.seconds,
-        )
-
-    def title(self, target: Target, operation: Any) -> str:
-        return f"{self.kind}: {' '.join(operation.argv)}"  # type: ignore[attr-defined]
-
-    def undone_by(self, target: Target) -> str | None:
-        return "done again with the old release" if target.installed else " ".join(self.undo) or None
-
-
-class StopStep(CommandStep):
-    """``stop``: the application stops serving; nothing to do where nothing was installed."""
-
-    kind: Literal["stop"] = "stop"
-    serving = "stop"
-
-    def operation(self, target: Target, host: Host) -> Operation | None:
-        return super().operation(target, host) if target.installed else None
-
-
-class StartStep(CommandStep):
-    """``start``: the application serves."""
-
-    kind: Literal["start"] = "start"
-    serving = "start"
-
-
-class RestartStep(CommandStep):
-    """``restart``: the application serves from what ``current`` now is."""
-
-    kind: Literal["restart"] = "restart"
-    serving = "restart"
-
-
-class RunStep(CommandStep):
-    """``run``: a command of the product's own, in the new release's folder, on each host or (``on: first``) once."""
-
-    kind: Literal["run"] = "run"
-    on: Literal["each", "first"] = "each"
-
-    def once(self) -> bool:
-        return self.on == "first"
-
-    def undone_by(self, target: Target) -> str | None:
-        return " ".join(self.undo) or None
-
-
-class CheckStep(Step):
-    """``check``: the running system answers; either ``http`` or ``command``."""
-
-    kind: Literal["check"] = "check"
-    http: str | None = None
-    status: int = Field(200, ge=100, le=599)
-    contains: str | None = None
-    command: Argv | None = None
-    within: int = Field(30, ge=1, le=3600, description="seconds until it must have answered as expected")
-
-    @model_validator(mode="after")
-    def _one_way(self) -> CheckStep:
-        if (self.http is None) == (self.command is None):
-            raise ValueError("a check has either http: or command:")
-        if self.http is not None and not self.http.startswith("http://"):
-            raise ValueError("http: is asked from the host itself, for instance http://127.0.0.1:8080/health")
-        if self.command is not None and {"status", "contains"} & self.model_fields_set:
-            raise ValueError("status: and contains: belong to a check with http:")
-        return self
-
-    def operation(self, target: Target, host: Host) -> Operation | None:
-        if self.http is not None:
-            contains = target.render(self.contains, host) if self.contains is not None else None
-            url = target.render(self.http, host)
-            _check_url(url, target, host)
-            return Http(url=url, status=self.status, contains=contains, within=self.within)
-        return Probe(argv=target.render_all(self.command or (), host), within=self.within)
-
-    def title(self, target: Target, operation: Any) -> str:
-        asked = operation.url if operation.operation == "http" else " ".join(operation.argv)
-        return f"check {self.name or 'that it answers'}: {asked}"
-
-
-_ADDRESS = re.compile(r"http://(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:(?P<port>[0-9]{1,6}))?([/?][!-~]*)?")
-
-
-def _check_url(url: str, target: Target, host: Host) -> None:
-    """ConfigurationError for an address that cannot be asked, before anything is done."""
-    asked = _ADDRESS.fullmatch(url)
-    if asked is None or not 0 < int(asked["port"] or 80) < 65536:
-        raise ConfigurationError(
-            f"a check of {target.customer.product} asks an address that cannot be",
-            reasons=[
-                Reason(repr(url), f"environments/{target.customer.key}/{target.environment.key}.yaml, host {host.name}")
-            ],
-        )
-
-
-def _written_short(value: Any) -> Any:
-    """``- upload`` and ``- check: {…}`` as ``{kind: …}``."""
-    if isinstance(value, str):
-        return {"kind": value}
-    if isinstance(value, Mapping) and len(value) == 1 and "kind" not in value:
-        kind, options = next(iter(value.items()))
-        if options is None:
-            return {"kind": kind}
-        if isinstance(options, Mapping):
-            return {"kind": kind, **options}
-    return value
-
-
-AnyStep = Annotated[
-    Annotated[
-        BackupStep
-        | StopStep
-        | UploadStep
-        | ConfigureStep
-        | MigrateStep
-        | SwitchStep
-        | StartStep
-        | RestartStep
-        | CheckStep
-        | RunStep,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_written_short),
-]
+    restore_needed: dict[str, Unproven] = Field(default_factory=dict)
+    on_failure: OnFailure = "bring-back"
+    keep_releases: int = KEPT_RELEASES
+
+
+def waves(actions: Iterable[Action]) -> list[dict[str, list[Action]]]:
+    """The actions wave by wave: of each wave its hosts, and what each host does, in order."""
+    found: list[dict[str, list[Action]]] = []
+    for _, wave in groupby(actions, key=lambda action: action.wave):
+        hosts: dict[str, list[Action]] = {}
+        for action in wave:
+            hosts.setdefault(action.host, []).append(action)
+        found.append(hosts)
+    return found
+
+
+# --- what people write ------------------------------------------------------------------------------------------------
 
 
 class Source(Noun):
@@ -318,10 +104,24 @@ class Source(Noun):
 
 
 class Migrations(Noun):
-    """Where a release keeps its migrations; ``pattern`` is matched against the file's name."""
+    """Where a release keeps its migrations; patterns are matched against the file's name.
 
-    folder: str
+    ``additive`` ones leave a schema on which the old code can run, which is not asked of their text then;
+    ``irreversible`` ones do not, whatever else is said of them.
+    """
+
+    folder: PlainPath
     pattern: str = "*.sql"
+    irreversible: tuple[str, ...] = ()
+    additive: tuple[str, ...] = ()
+
+
+class Rolling(Noun):
+    """How the hosts of an environment follow one another: so many at a time, so many left serving at the least."""
+
+    at_a_time: int = Field(1, ge=1)
+    keep_serving: int = Field(0, ge=0)
+    on_failure: OnFailure = "bring-back"
 
 
 class Playbook(Noun):
@@ -332,7 +132,13 @@ class Playbook(Noun):
     versions: Literal["semver", "pep440"] = "semver"
     source: Source | None = None
     migrations: Migrations | None = None
-    known_issues: str | None = Field(None, description="a text file of the release; its lines '- …' go on the page")
+    known_issues: PlainPath | None = Field(
+        None, description="a text file of the release; its lines '- …' go on the page"
+    )
+    rolling: Rolling = Field(default_factory=Rolling)
+    keep_releases: int = Field(
+        KEPT_RELEASES, ge=2, description="the one that serves and the one before it at the least"
+    )
     steps: tuple[AnyStep, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -345,112 +151,119 @@ class Playbook(Noun):
             raise ValueError("upload comes before switch")
         if "migrate" in kinds and self.migrations is None:
             raise ValueError("a migrate step needs migrations: with the folder of the scripts")
+        for kind in ("drain", "undrain"):
+            if kind in kinds and kinds.index(kind) < kinds.index("upload"):
+                raise ValueError(f"upload comes before {kind}, which runs in the new release's folder")
+        if ("drain" in kinds) != ("undrain" in kinds) or kinds.count("drain") > 1 or kinds.count("undrain") > 1:
+            raise ValueError("a playbook has one drain step and one undrain step, or neither")
+        if "drain" in kinds and not kinds.index("drain") < kinds.index("switch") < kinds.index("undrain"):
+            raise ValueError("drain comes before switch, and undrain after it")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_serving(self) -> Playbook:
+        """A step that waits for every host, while one is out of service, would take them all out."""
+        if not self.rolling.keep_serving:
+            return self
+        out: AnyStep | None = None
+        for step in self.steps:
+            if step.kind in {"drain", "stop"}:
+                out = out or step
+            elif step.kind == "undrain" or (step.kind in {"start", "restart"} and out and out.kind == "stop"):
+                out = None
+            elif out and step.once():
+                raise ValueError(
+                    f"rolling.keep_serving cannot hold: {step.kind} is done once, between {out.kind} and what takes it "
+                    "back, so that every host would be out of service by then"
+                )
         return self
 
 
-# --- the plan --------------------------------------------------------------------------------------------------------
-
-
-class Target(Noun):
-    """What a plan is made for: one release on one environment, with the migrations that its database has not had."""
-
-    customer: Customer
-    environment: Environment
-    release: str
-    version: str
-    installed: str | None
-    pending: tuple[Script, ...] = ()
-
-    def words(self, host: Host) -> dict[str, Any]:
-        """What ``{{ … }}`` in a playbook and in templates may name, secrets apart."""
-        return {
-            "customer": self.customer.key,
-            "environment": self.environment.key,
-            "release": self.release,
-            "version": self.version,
-            "host": host.name,
-            "folder": host.folder,
-            "language": self.customer.language,
-            "time_zone": self.customer.time_zone,
-            "url": self.environment.url,
-            "values": {**self.environment.values, **host.values},
-        }
-
-    def render(self, text: str, host: Host) -> str:
-        """``text`` with its ``{{ … }}`` filled in; an unknown name is a ConfigurationError."""
-        if "{" not in text:
-            return text
-        from jinja2 import StrictUndefined, TemplateError
-        from jinja2.sandbox import SandboxedEnvironment
-
-        try:
-            template = SandboxedEnvironment(undefined=StrictUndefined).from_string(text)
-            return template.render(self.words(host))
-        except (
-            TemplateError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            MemoryError,
-            TypeError,
-            ValueError,
-        ) as error:
-            raise ConfigurationError(
-                f"the playbook of {self.customer.product} cannot be filled in for {self.customer.key}",
-                reasons=[
-                    Reason(
-                        f"{text!r}: {error}",
-                        f"environments/{self.customer.key}/{self.environment.key}.yaml, host {host.name}",
-                    )
-                ],
-            ) from None
-
-    def render_all(self, texts: Iterable[str], host: Host) -> tuple[str, ...]:
-        """Each of ``texts`` filled in."""
-        return tuple(self.render(text, host) for text in texts)
+# --- the plan ---------------------------------------------------------------------------------------------------------
 
 
 def plan(playbook: Playbook, target: Target, *, rollback: bool = False) -> Plan:
-    """The ordered actions; a rollback leaves out backup and migrations, since the schema stays expanded."""
+    """The ordered actions; a rollback leaves out backup and migrations, since the schema stays expanded.
+
+    ConfigurationError where the playbook would keep more hosts serving than the environment can spare; a rollback, whose
+    playbook is frozen, then goes one host at a time.
+    """
     actions: list[Action] = []
     point_of_no_return: int | None = None
-    steps = [step for step in playbook.steps if not (rollback and step.kind in {"backup", "migrate"})]
+    at_a_time = _at_a_time(playbook, target, rollback=rollback)
+    steps = _to_do([s for s in playbook.steps if not (rollback and s.kind in {"backup", "migrate"})], target)
+    several = len(target.environment.hosts) > 1
     switched = False
     for group in _groups(steps):
-        hosts = target.environment.hosts[:1] if group[0].once() else target.environment.hosts
-        for host in hosts:
-            for step in group:
-                operation = step.operation(target, host)
-                if operation is None:
-                    continue
-                number = len(actions) + 1
-                undo = step.undone_by(target)
-                if isinstance(operation, Migrate):
-                    # A script that two steps match runs with the first of them.
-                    left = tuple(script for script in target.pending if script.id not in operation.scripts)
-                    target = target.model_copy(update={"pending": left})
-                    if switched:
-                        point_of_no_return = point_of_no_return or number
-                        undo = "nothing takes it back: the old code may not run on the schema afterwards"
-                actions.append(
-                    Action(
-                        number=number,
-                        title=step.title(target, operation),
-                        host=host.name,
-                        what=operation,
-                        undo=undo,
-                        rolling=len(hosts) > 1,
+        for portion, hosts in _portions(group, target.environment.hosts, at_a_time):
+            wave = actions[-1].wave + 1 if actions else 1
+            for host in hosts:
+                for step in portion:
+                    operation = step.operation(target, host)
+                    if operation is None:
+                        continue
+                    number = len(actions) + 1
+                    undo = step.undone_by(target, operation)
+                    if isinstance(operation, Migrate):
+                        target = target.after(operation)
+                        if switched:
+                            point_of_no_return = point_of_no_return or number
+                            undo = "nothing takes it back: the old code may not run on the schema afterwards"
+                    actions.append(
+                        Action(
+                            number=number,
+                            title=step.title(target, operation),
+                            host=host.name,
+                            what=operation,
+                            undo=undo,
+                            wave=wave,
+                            rolling=several and not step.once(),
+                        )
                     )
-                )
         switched = switched or any(step.kind == "switch" for step in group)
+    needed = dict(_while_stopped(actions, target))
     return Plan(
         customer=target.customer.key,
         environment=target.environment.key,
         release=target.release,
         installed=target.installed,
-        actions=tuple(actions),
+        actions=tuple(_restored(action, needed) for action in actions),
         point_of_no_return=point_of_no_return,
+        restore_needed=needed,
+        on_failure=playbook.rolling.on_failure,
+        keep_releases=playbook.keep_releases,
     )
+
+
+def _at_a_time(playbook: Playbook, target: Target, *, rollback: bool) -> int:
+    """How many hosts a wave has at the most."""
+    hosts, rolling = len(target.environment.hosts), playbook.rolling
+    if hosts == 1:
+        return 1
+    size = min(rolling.at_a_time, hosts - rolling.keep_serving)
+    if size < 1 and not rollback:
+        place = f"environments/{target.customer.key}/{target.environment.key}.yaml"
+        raise ConfigurationError(
+            f"the playbook of {playbook.product} leaves no host of {target.environment.key} of {target.customer.key} to "
+            "deploy to",
+            reasons=[
+                Reason(f"rolling.keep_serving is {rolling.keep_serving}", f"playbooks/{playbook.product}.yaml"),
+                Reason(f"there are {hosts} hosts", place),
+            ],
+        )
+    return max(size, 1)
+
+
+def _to_do(steps: Sequence[AnyStep], target: Target) -> list[AnyStep]:
+    """The steps without those done once that have nothing to do, which would divide a group for nothing."""
+    kept: list[AnyStep] = []
+    for step in steps:
+        operation = step.operation(target, target.environment.hosts[0]) if step.once() else None
+        if isinstance(operation, Migrate):
+            target = target.after(operation)
+        if operation is not None or not step.once():
+            kept.append(step)
+    return kept
 
 
 def _groups(steps: Sequence[AnyStep]) -> list[list[AnyStep]]:
@@ -462,6 +275,67 @@ def _groups(steps: Sequence[AnyStep]) -> list[list[AnyStep]]:
         else:
             groups.append([step])
     return groups
+
+
+def _portions(
+    group: Sequence[AnyStep], hosts: Sequence[Host], at_a_time: int
+) -> list[tuple[Sequence[AnyStep], Sequence[Host]]]:
+    """Which steps of a group which hosts do at the same time.
+
+    An upload touches nothing that serves: where the hosts follow one another, all of them take it first, at once.
+    """
+    if group[0].once():
+        return [(group, hosts[:1])]
+    if len(hosts) <= at_a_time:
+        return [(group, hosts)]
+    uploads = [step for step in group if step.kind == "upload"]
+    others = [step for step in group if step.kind != "upload"]
+    rolled = [(others, hosts[first : first + at_a_time]) for first in range(0, len(hosts), at_a_time)]
+    return [(uploads, hosts), *rolled]
+
+
+def _while_stopped(actions: Sequence[Action], target: Target) -> Iterator[tuple[str, Unproven]]:
+    """The unproven scripts that run between a stop of the installed application and the next start."""
+    stopped = False
+    for action in actions:
+        if isinstance(action.what, Command) and action.what.serving:
+            stopped = action.what.serving == "stop"
+        elif stopped and isinstance(action.what, Migrate):
+            yield from (
+                (script, target.unproven[script]) for script in action.what.scripts if script in target.unproven
+            )
+
+
+def _restored(action: Action, needed: Mapping[str, Unproven]) -> Action:
+    if not isinstance(action.what, Migrate) or needed.keys().isdisjoint(action.what.scripts):
+        return action
+    return action.model_copy(
+        update={"undo": "a restore of the backup: the old code may not run on the schema afterwards"}
+    )
+
+
+def restore_needed(playbook: Playbook, scripts: Mapping[str, bytes]) -> tuple[tuple[str, Unproven], ...]:
+    """Those of these migrations (text by id) after which the old code is not known to run, each with the reason.
+
+    ``irreversible`` where the playbook says so; ``unknown`` where it says nothing and the text is not proven to add only.
+    """
+    from pipeline.migrations import named
+
+    kinds = playbook.migrations or Migrations(folder="")
+    found: list[tuple[str, Unproven]] = []
+    for script, text in scripts.items():
+        if named(script, kinds.irreversible):
+            found.append((script, "irreversible"))
+        elif not named(script, kinds.additive) and not _only_adds(text):
+            found.append((script, "unknown"))
+    return tuple(found)
+
+
+def _only_adds(text: bytes) -> bool:
+    try:
+        return is_additive(text.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return False
 
 
 def contract_scripts(playbook: Playbook, scripts: Iterable[str]) -> tuple[str, ...]:

@@ -23,9 +23,10 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from pipeline.content import unfit
+from pipeline.content import leaving, unfit
 from pipeline.errors import Failed, NotKnown, Reason, Refused, Unreachable, UsageError
 from pipeline.model import Manifest, RefMove, TreeFile
+from pipeline.paths import path_text
 from pipeline.repository import (
     NewCommit,
     Raced,
@@ -49,6 +50,7 @@ _UNREADABLE = (
     *(EOFError, OSError, ValueError, RuntimeError),
 )
 _LISTED = 10
+_UNIX = 3  # "version made by" of a zip's entry (APPNOTE 4.4.2)
 _TRIES = 5
 
 
@@ -73,7 +75,7 @@ def manifest_of(repository: Repository, treeish: str, cache: Path | None = None)
     """Every file of a tree with the SHA-256 of its raw blob, sorted by the bytes of the path.
 
     Kept under ``cache`` by the tree's id where that is given; the folder may be deleted at any time. Raises
-    :class:`Refused` with every file that a release cannot hold: submodules, links that leave the tree, unsafe names.
+    :class:`Refused` with every file that a release cannot hold: submodules, links that leave the tree, names of Git's own.
     """
     tree = repository.tree_of(treeish)
     kept = cache / f"{tree}.json" if cache else None
@@ -88,18 +90,23 @@ def manifest_of(repository: Repository, treeish: str, cache: Path | None = None)
     entries = repository.entries(tree)
     reasons: list[str] = []
     files: list[TreeFile] = []
+    links: dict[str, bytes] = {}
     fitting = [entry for entry in entries if _noted(entry.path, unfit(entry.path, entry.mode), reasons)]
     for entry, (_, data) in zip(fitting, repository.read_stream(entry.oid for entry in fitting), strict=True):
         if data is None:
             raise Failed(f"the file {entry.path} of tree {tree} is missing in {repository.path}")
-        if entry.mode == "120000" and not _noted(entry.path, unfit(entry.path, entry.mode, data), reasons):
-            continue
+        if entry.mode == "120000":
+            if not _noted(entry.path, unfit(entry.path, entry.mode, data), reasons):
+                continue
+            links[entry.path] = data
         sha256 = hashlib.sha256(data).hexdigest()
         files.append(
             TreeFile.model_validate(
                 {"path": entry.path, "mode": entry.mode, "blob": entry.oid, "sha256": sha256, "size": len(data)}
             )
         )
+    for path, why in leaving(links).items():
+        _noted(path, why, reasons)
     if reasons:
         raise Refused(f"the tree {treeish} holds what a release cannot hold", reasons=reasons)
     manifest = Manifest(tree=tree, files=tuple(files))
@@ -113,7 +120,7 @@ def manifest_of(repository: Repository, treeish: str, cache: Path | None = None)
 
 def _noted(path: str, why: str | None, reasons: list[str]) -> bool:
     if why:
-        reasons.append(f"{path!r} {why}")
+        reasons.append(f"'{path}' {why}")
     return why is None
 
 
@@ -245,7 +252,7 @@ def _read_archive(path: Path) -> list[_Entry]:
                     reasons=[f"an archive may hold {LARGEST_DELIVERY >> 20} MiB in {MOST_FILES} files"],
                 )
             if entry.path in found:
-                reasons.append(f"{entry.path!r} is in it twice")
+                reasons.append(f"'{entry.path}' is in it twice")
             elif _noted(entry.path, unfit(entry.path, entry.mode), reasons):
                 found[entry.path] = entry
     except (
@@ -267,12 +274,15 @@ def _read_archive(path: Path) -> list[_Entry]:
     if path.suffix.lower() != ".whl" and len(first) == 1 and all("/" in entry.path for entry in entries):
         entries = [_Entry(entry.path.partition("/")[2], entry.mode, entry.data) for entry in entries]
     paths = {entry.path for entry in entries}
+    links: dict[str, bytes] = {}
     for entry in entries:
-        if entry.mode == "120000":
-            _noted(entry.path, unfit(entry.path, entry.mode, entry.data), reasons)
+        if entry.mode == "120000" and _noted(entry.path, unfit(entry.path, entry.mode, entry.data), reasons):
+            links[entry.path] = entry.data
         parents = entry.path.split("/")[:-1]
         if any("/".join(parents[: n + 1]) in paths for n in range(len(parents))):
-            reasons.append(f"{entry.path!r} lies below a name that is a file or a link in it")
+            reasons.append(f"'{entry.path}' lies below a name that is a file or a link in it")
+    for name, why in leaving(links).items():
+        _noted(name, why, reasons)
     if reasons or not entries:
         raise Refused(f"{path.name} holds what a release cannot hold", reasons=reasons or ["it holds no file"])
     return entries
@@ -284,19 +294,20 @@ def _bounded(file: IO[bytes]) -> bytes:
 
 
 def _tar_entries(path: Path) -> Iterator[_Entry]:
-    with tarfile.open(path, "r:*") as archive:
+    # Bytes that are not UTF-8 come as they are, whatever this machine's own encoding is.
+    with tarfile.open(path, "r:*", encoding="utf-8", errors="surrogateescape") as archive:
         for member in archive:
-            name = _plain(member.name)
+            name = _plain(_bytes(member.name))
             if member.isdir():
                 continue
             if member.issym():
-                yield _Entry(name, "120000", member.linkname.encode("utf-8", "surrogateescape"))
+                yield _Entry(name, "120000", _bytes(member.linkname))
                 continue
             # A hard link is read as the file that it names in the archive.
             file = archive.extractfile(member) if member.isreg() or member.islnk() else None
             if file is None:
                 raise Refused(
-                    f"{path.name} holds what a release cannot hold", reasons=[f"{member.name!r} is a device or a pipe"]
+                    f"{path.name} holds what a release cannot hold", reasons=[f"'{name}' is a device or a pipe"]
                 )
             yield _Entry(name, "100755" if member.mode & 0o100 else "100644", _bounded(file))
 
@@ -306,26 +317,47 @@ def _zip_entries(path: Path) -> Iterator[_Entry]:
         for member in archive.infolist():
             if member.is_dir():
                 continue
+            name = _zip_name(path, member)
             if member.flag_bits & 0x1:
-                raise Refused(f"{path.name} is encrypted", reasons=[f"{member.filename!r} needs a password"])
-            if not member.flag_bits & 0x800 and not member.filename.isascii():
-                raise Refused(
-                    f"{path.name} does not say how its names are written",
-                    reasons=[f"{member.filename!r} is not ASCII and not marked as UTF-8"],
-                )
+                raise Refused(f"{path.name} is encrypted", reasons=[f"'{name}' needs a password"])
             # The high half is the Unix mode where a Unix program made the entry; zero elsewhere (APPNOTE 4.4.15).
             mode = member.external_attr >> 16
             kind = "120000" if stat.S_ISLNK(mode) else "100755" if mode & 0o100 else "100644"
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFLNK):
                 raise Refused(
-                    f"{path.name} holds what a release cannot hold",
-                    reasons=[f"{member.filename!r} is a device or a pipe"],
+                    f"{path.name} holds what a release cannot hold", reasons=[f"'{name}' is a device or a pipe"]
                 )
             with archive.open(member) as file:
-                yield _Entry(_plain(member.filename), kind, _bounded(file))
+                yield _Entry(name, kind, _bounded(file))
 
 
-def _plain(name: str) -> str:
-    while name.startswith("./"):
+def _zip_name(path: Path, member: zipfile.ZipInfo) -> str:
+    if member.flag_bits & 0x800:
+        raw = _bytes(member.orig_filename)
+    elif member.create_system == _UNIX:
+        # A Unix program that does not say UTF-8 writes the bytes that the name has there; zipfile read them as CP437.
+        raw = member.orig_filename.encode("cp437")
+    elif not member.orig_filename.isascii():
+        raise Refused(
+            f"{path.name} does not say how its names are written",
+            reasons=[f"{member.filename!r} is not ASCII and not marked as UTF-8"],
+        )
+    else:
+        raw = member.orig_filename.encode()
+    if member.create_system != _UNIX and b"\\" in raw:
+        raise Refused(
+            f"{path.name} holds what a release cannot hold",
+            reasons=[f"{member.filename!r} has backslashes, and a zip made on Windows separates folders by '/'"],
+            next_commands=["ask the vendor for a zip that follows the format, or for a tar"],
+        )
+    return _plain(raw)
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _plain(name: bytes) -> str:
+    while name.startswith(b"./"):
         name = name[2:]
-    return name
+    return path_text(name)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipeline.errors import Failed, Reason, Refused
 from pipeline.git_objects import with_trailers
 from pipeline.model import RECORD_SCHEMA, Record
+from pipeline.standing import standing, trailers
 from pipeline.state import STATE_SCHEMA, State
 
 
@@ -75,7 +76,7 @@ def summary(record: Record) -> str:
 
 
 def message(record: Record, state: State) -> str:
-    """One line for ``git log``, and the trailers that are known."""
+    """One line for ``git log``, the trailers that are known, and those of where the customer stands now."""
     release = state.releases.get(record.release or "")
     patches = [record.details["patch"]] if "patch" in record.details else list(release.patches if release else ())
     version = record.details.get("version") or (release.version if release else None)
@@ -92,5 +93,6 @@ def message(record: Record, state: State) -> str:
             "Maintenance-Type": record.details.get("maintenance_type"),
             "Ticket": ", ".join(f"{ticket.tracker}:{ticket.id}" for ticket in record.tickets),
             "Content-SHA256": record.content,
+            **trailers(standing(state)),
         },
     )

@@ -17,25 +17,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from pipeline.errors import ConfigurationError, Failed, NotKnown, Reason, Refused, Unreachable
 from pipeline.git_objects import (
-    NULL,
     OID,
     CommitInfo,
     GitObjects,
-    NewCommit,
     TreeEntry,
     object_name,
     parse_trailers,
     ref_name,
-    utf8_path,
     with_trailers,
     without_credentials,
     words_of,
 )
-from pipeline.model import RefMove
+from pipeline.new_commits import NULL, NewCommit
+from pipeline.paths import path_text
+from pipeline.ref_files import RefFiles, Unusual
+
+if TYPE_CHECKING:
+    from pipeline.model import RefMove
 
 __all__ = [
     "NULL",
@@ -99,6 +101,7 @@ class Repository(GitObjects):
 
     def __init__(self, path: Path, remote: str | None = None) -> None:
         super().__init__(path)
+        self._ref_files = RefFiles(path)
         self.remote = remote
         self._thread_lock = threading.RLock()
         self._flock: IO[bytes] | None = None
@@ -129,12 +132,26 @@ class Repository(GitObjects):
     def refs(self, *prefixes: str) -> dict[str, str]:
         """Every ref below the prefixes (all without one) with the id of its object: a tag's own, not its commit's."""
         patterns = [ref_name(prefix.rstrip("/") + "/x")[:-2] for prefix in prefixes]
+        if self.plain:
+            with contextlib.suppress(Unusual):
+                return self._ref_files.below(patterns or ["refs"])
         done = self.git("for-each-ref", "--format=%(refname) %(objectname)", "--end-of-options", *patterns)
         return dict(line.split(" ", 1) for line in done.stdout.decode().splitlines())
 
+    def messages(self, *patterns: str) -> dict[str, str]:
+        """The message of the commit at each ref that is one of these, or matches: ``*`` stands for one part of a name."""
+        asked = [ref_name(pattern.replace("/*/", "/x/")) and pattern for pattern in patterns]
+        done = self.git("for-each-ref", "--format=%(refname)%00%(contents)%00", "--end-of-options", *asked)
+        words = done.stdout.decode("utf-8", "replace").split("\0")
+        return {words[i].lstrip("\n"): words[i + 1] for i in range(0, len(words) - 1, 2)}
+
     def ref(self, name: str) -> str | None:
-        """The id of the object that the ref names, or None."""
-        done = self.git("rev-parse", "--verify", "--quiet", "--end-of-options", ref_name(name), accept=(0, 1))
+        """The id of the object that the ref names, or None; looked at anew each time."""
+        ref_name(name)
+        if self.plain:
+            with contextlib.suppress(Unusual):
+                return self._ref_files.one(name)
+        done = self.git("rev-parse", "--verify", "--quiet", "--end-of-options", name, accept=(0, 1))
         return done.stdout.decode().strip() or None
 
     def merge_trees(self, base: str, ours: str, theirs: str) -> Merge:
@@ -158,7 +175,7 @@ class Repository(GitObjects):
         while rest and rest[0]:
             head, path = rest.pop(0).split(b"\t", 1)
             _, oid, stage = head.decode().split(" ")
-            stages.setdefault(utf8_path(path), {})[int(stage)] = oid
+            stages.setdefault(path_text(path), {})[int(stage)] = oid
         rest = rest[1:]
         messages: list[str] = []
         while rest and rest[0].isdigit():
@@ -235,11 +252,18 @@ class Repository(GitObjects):
 
     # --- the remote
 
-    def fetch(self) -> None:
-        """Makes the mirror equal to the remote; nothing without one. Raises :class:`Unreachable`."""
+    def fetch(self, customer: str | None = None) -> None:
+        """Makes the mirror equal to the remote; nothing without one. Raises :class:`Unreachable`.
+
+        With ``customer``, its branches only: enough to look at it, without a word about the thousands of others.
+        """
         if self.remote is None:
             return
         with self.exclusive():
+            if customer is not None:
+                ours = f"{ref_name(f'refs/heads/{customer}/x')[:-1]}*"
+                self._fetch(self.remote, [f"+{ours}:{ours}"], "--prune")
+                return
             self._fetch(self.remote, [f"+{pattern}:{pattern}" for pattern in _MIRRORED], "--prune")
             self._fetched.touch()
 
@@ -322,6 +346,7 @@ class Repository(GitObjects):
                 self.git("repack", "-A", "-d", "-q")
             for oid in wanted:
                 (self.path / "objects" / oid[:2] / oid[2:]).unlink(missing_ok=True)
+            self.forget_packs()
             kept = [oid for oid, data in self.read_stream(sorted(wanted)) if data is not None]
             if kept:
                 raise Failed("objects to be erased are still in the repository", reasons=kept, state="Refs name them.")

@@ -10,32 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+from pipeline.calendar import in_freeze, in_window
 from pipeline.errors import Reason
-from pipeline.model import Customer, Environment, Freeze, Person, Window
+from pipeline.model import Customer, Environment, Person
+from pipeline.preflight import HostFacts, Need, clock_is_wrong, no_room, not_ours, not_writable
 from pipeline.state import ReleaseState, SignOff, State
 
 Purpose = Literal["deploy", "promote", "rollback"]
 
-_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
-@dataclass(frozen=True)
-class HostFacts:
-    """What was seen on one host: ``current`` release, what lies there that we did not put, and drift by content.
-
-    ``journal`` says what in its deployment journal does not agree with the ledger.
-    """
-
-    name: str
-    current: str | None
-    foreign: tuple[str, ...] = ()
-    drift: tuple[str, ...] = ()
-    missing_tools: tuple[str, ...] = ()
-    journal: tuple[str, ...] = ()
+DRIFT_SHOWN = 20
+"""Sentences about drift that a refusal names for one host; ``drift`` names all."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +35,8 @@ class Facts:
     now; ``contains`` says for each patch id installed on this environment whether the release has it. ``vanished`` leads
     from a script that the release lacks to the release that it ran here with; ``lost`` are scripts that were applied here
     and that the database's history lacks. ``test_hosts`` is filled for a promotion only; ``entered_by`` is who signed the
-    record of the customer's decision.
+    record of the customer's decision. ``accept_drift`` is the reason given for going over what was changed on the hosts;
+    ``size`` (bytes) and ``files`` are the release's.
     """
 
     purpose: Purpose
@@ -73,6 +62,9 @@ class Facts:
     lost: Sequence[str] = ()
     unmatched: Sequence[str] = ()
     unrehearsed: Sequence[str] = ()
+    accept_drift: str | None = None
+    size: int = 0
+    files: int = 0
     places: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -159,10 +151,25 @@ def not_quarantined(facts: Facts) -> Iterator[Reason]:
 def hosts_are_ours(facts: Facts) -> Iterator[Reason]:
     """A target that holds anything we did not put there is not touched."""
     for host in facts.hosts:
-        if host.foreign:
-            yield Reason("the folder holds what this pipeline did not put there: " + ", ".join(host.foreign), host.name)
-        if host.missing_tools:
-            yield Reason("programs are missing on the host: " + ", ".join(host.missing_tools), host.name)
+        yield from not_ours(host)
+
+
+def hosts_can_be_written(facts: Facts) -> Iterator[Reason]:
+    """Whom we log in as may write to the folder."""
+    for host in facts.hosts:
+        yield from not_writable(host)
+
+
+def hosts_have_room(facts: Facts) -> Iterator[Reason]:
+    """The release fits each host, with a margin, before the first byte is sent."""
+    for host in facts.hosts:
+        yield from no_room(host, Need(facts.release.name, facts.size, facts.files))
+
+
+def clocks_agree(facts: Facts) -> Iterator[Reason]:
+    """No host's clock is minutes away from ours."""
+    for host in facts.hosts:
+        yield from clock_is_wrong(host)
 
 
 def journals_agree(facts: Facts) -> Iterator[Reason]:
@@ -199,7 +206,11 @@ def _database(environment: Environment) -> tuple[object, ...] | None:
 
 
 def hosts_hold_what_was_recorded(facts: Facts) -> Iterator[Reason]:
-    """``current`` is the release that Git says is installed, with exactly its files; half-done runs resume."""
+    """``current`` is the release that Git says is installed, with exactly its files; half-done runs resume.
+
+    Changed files may be gone over for a reason that is recorded, but not where the release itself serves: it is never
+    overwritten in place.
+    """
     environment = facts.state.environment(facts.environment.key)
     recorded = environment.installed.release if environment.installed else None
     expected = {recorded}
@@ -213,8 +224,21 @@ def hosts_hold_what_was_recorded(facts: Facts) -> Iterator[Reason]:
                 f"current is {host.current or 'nothing'}, but the record says {recorded or 'nothing'} is installed",
                 host.name,
             )
-        for line in host.drift:
-            yield Reason(f"changed on the server since the deployment: {line}", host.name)
+        if facts.accept_drift is not None and host.current != facts.release.name:
+            continue
+        yield from _changed(host, "the server")
+        if host.drift and facts.accept_drift is not None:
+            yield Reason(
+                f"{facts.release.name} itself serves and is never overwritten in place: accept-drift cannot help",
+                host.name,
+            )
+
+
+def _changed(host: HostFacts, where: str) -> Iterator[Reason]:
+    for line in host.drift[:DRIFT_SHOWN]:
+        yield Reason(f"changed on {where} since the deployment: {line}", host.name)
+    if len(host.drift) > DRIFT_SHOWN:
+        yield Reason(f"changed on {where} since the deployment: {len(host.drift) - DRIFT_SHOWN} more", host.name)
 
 
 def inside_a_window(facts: Facts) -> Iterator[Reason]:
@@ -347,8 +371,7 @@ def test_still_holds_it(facts: Facts) -> Iterator[Reason]:
     for host in facts.test_hosts:
         if host.current != facts.release.name:
             yield Reason(f"current on test is {host.current or 'nothing'}, not {facts.release.name}", host.name)
-        for line in host.drift:
-            yield Reason(f"changed on the test server since the deployment: {line}", host.name)
+        yield from _changed(host, "the test server")
 
 
 def approver_is_not_the_deployer(facts: Facts) -> Iterator[Reason]:
@@ -374,6 +397,9 @@ RULES: dict[Rule, frozenset[Purpose]] = {
     inside_a_window: frozenset({"deploy", "promote"}),
     environments_are_apart: frozenset({"deploy", "promote", "rollback"}),
     hosts_are_ours: frozenset({"deploy", "promote", "rollback"}),
+    hosts_can_be_written: frozenset({"deploy", "promote", "rollback"}),
+    hosts_have_room: frozenset({"deploy", "promote"}),
+    clocks_agree: frozenset({"deploy", "promote"}),
     journals_agree: frozenset({"deploy", "promote", "rollback"}),
     hosts_hold_what_was_recorded: frozenset({"deploy", "promote", "rollback"}),
     database_is_the_one: frozenset({"deploy", "promote"}),
@@ -382,7 +408,15 @@ RULES: dict[Rule, frozenset[Purpose]] = {
 }
 
 TO_BEGIN: frozenset[Rule] = frozenset(
-    {signed_off, test_still_holds_it, approver_is_not_the_deployer, not_frozen, inside_a_window}
+    {
+        signed_off,
+        test_still_holds_it,
+        approver_is_not_the_deployer,
+        not_frozen,
+        inside_a_window,
+        hosts_have_room,
+        clocks_agree,
+    }
 )
 """What is asked to begin, and not again once a host has switched: a deployment that is half done is finished as it was
 signed off (:func:`resumes_the_same`), or brought back by ``rollback``, but never left half done because a window closed."""
@@ -442,28 +476,6 @@ def decision_refusals(
 
 def _sign_off_of(state: State, release: str) -> SignOff | None:
     return next((sign_off for sign_off in reversed(state.sign_offs) if sign_off.release == release), None)
-
-
-# --- the calendar ------------------------------------------------------------------------------------------------------
-
-
-def in_window(window: Window, now: datetime, time_zone: str) -> bool:
-    """Whether the instant lies in the window, on the wall clock of ``time_zone``.
-
-    Half-open: ``start`` counts, ``until`` does not. ``until`` not after ``start`` runs past midnight, and belongs to the
-    day on which it started.
-    """
-    local = now.astimezone(ZoneInfo(time_zone))
-    clock = local.time().replace(tzinfo=None)
-    today, yesterday = _DAYS[local.weekday()], _DAYS[(local - timedelta(days=1)).weekday()]
-    if window.start < window.until:
-        return today in window.days and window.start <= clock < window.until
-    return (today in window.days and clock >= window.start) or (yesterday in window.days and clock < window.until)
-
-
-def in_freeze(freeze: Freeze, now: datetime) -> bool:
-    """Whether the instant lies in the freeze; half-open."""
-    return freeze.start <= now < freeze.until
 
 
 def _at(instant: datetime | None) -> str:

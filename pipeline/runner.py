@@ -1,303 +1,303 @@
-"""Runs a plan on its hosts: step by step, and back again when a step fails.
+"""Runs a plan on its hosts: wave by wave, and back again when a step fails.
 
-Three outcomes, never two: *ok*; *failed*, and then what was there before serves again; *unknown*, when a line was cut or
-the run stopped past the point of no return: then nothing is guessed, and the same command resumes. A way back that fails
-quarantines the environment. The runner decides nothing: which actions there are, and the order of the way back, come
-from :mod:`pipeline.playbook` and :mod:`pipeline.way_back`.
+Three outcomes, never two: *ok*; *failed*, and then what was there before serves again; *unknown*, when a host cannot be
+asked any more or the run stopped past the point of no return: then nothing is guessed, and the same command resumes. A way
+back that fails quarantines the environment, as does a failure that only a restore of the backup could mend. The runner
+decides nothing: which actions there are, and the order of the way back, come from :mod:`pipeline.playbook` and
+:mod:`pipeline.way_back`. How an action is done is in :mod:`pipeline.acts`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Literal
 
-from pipeline.databases import Database
-from pipeline.errors import Failed, PartlyDone, PipelineError, Reason, Unreachable
-from pipeline.host import Host
-from pipeline.host_journal import JournalEntry
-from pipeline.http_check import get
-from pipeline.model import Manifest, Outcome, Script
-from pipeline.operations import Backup, Command, Http, Migrate, Operation, Probe, Render, Switch, Upload
-from pipeline.playbook import Action, Plan
-from pipeline.transports import LineCut, Result
-from pipeline.way_back import way_back
+from pipeline import acts
+from pipeline.acts import Ground, How, Report
+from pipeline.errors import Failed, PipelineError, Reason, Unreachable, overtaken
+from pipeline.job import Direction, Job, JobStep
+from pipeline.playbook import Action, Plan, waves
+from pipeline.transports import LineCut
+from pipeline.way_back import finished, way_back
 
-ATTEMPT_SECONDS = 10.0
-"""After so long one question of a check is given up and asked anew: who was starting may answer the next."""
+__all__ = ["Ground", "Report", "bring_back", "run"]
 
-
-@dataclass(frozen=True)
-class Ground:
-    """What a run stands on: the hosts by key, the database, the release's files, and what to write in the journal.
-
-    ``database`` opens the environment's database from one host; ``read`` streams blobs of the release by object id;
-    ``render`` gives the bytes of one template of the release for one host, ``conceal`` a text without any secret that was
-    resolved (a product's own command may print one). ``record`` is the id and ``record_sha256`` the
-    digest of the ledger's record that this attempt was announced with.
-    """
-
-    hosts: Mapping[str, Host]
-    database: Callable[[Host], Database] | None
-    manifest: Manifest
-    read: Callable[..., Any]
-    render: Callable[[str, str], bytes]
-    scripts: Mapping[str, tuple[Script, bytes]]
-    run: str
-    fence: int
-    customer: str
-    environment: str
-    content: str
-    record: str
-    record_sha256: str
-    progress: Callable[[str], None]
-    conceal: Callable[[str], str] = str
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+AT_ONCE = 50
+"""Hosts that are spoken to at the same time, at the most."""
 
 
-@dataclass
-class Report:
-    """What became of a run. ``error`` is what failed, ``trouble`` what failed on the way back (then quarantined)."""
-
-    outcome: Outcome = "ok"
-    done: list[Action] = field(default_factory=list)
-    failed: Action | None = None
-    error: PipelineError | None = None
-    back: list[Action] = field(default_factory=list)
-    trouble: PipelineError | None = None
-    scripts: list[str] = field(default_factory=list)
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    backups: list[dict[str, Any]] = field(default_factory=list)
-    past_return: bool = False
-
-
-def run(plan: Plan, ground: Ground, before: Plan | None, *, past_return: bool = False) -> Report:
+def run(
+    plan: Plan, ground: Ground, before: Plan | None, *, past_return: bool = False, applied: Collection[str] = ()
+) -> Report:
     """Does every action of ``plan``; on a failure goes the way back to ``before``.
 
-    ``past_return`` says that an earlier attempt of this run has already applied a migration past the point of no return.
-    LineCut, KeyboardInterrupt and SystemExit pass through: the attempt stays open and can be resumed. Any other
-    exception, also one that nobody thought of, is a failed action.
+    ``past_return`` says that an earlier attempt of this run has already applied a migration past the point of no return,
+    ``applied`` names all that earlier attempts have applied. LineCut (a host cannot be asked what became of its job),
+    KeyboardInterrupt and SystemExit pass through: the attempt stays open and can be resumed. So does the error of a run
+    that was overtaken, which must not even go back. Any other exception, also one that nobody thought of, is a failed
+    action.
     """
     report = Report(past_return=past_return)
-    for name in dict.fromkeys(action.host for action in plan.actions):
-        ground.hosts[name].prepare()
-        _journal(ground, plan.release, name, "deployment-started", None)
-    total = len(plan.actions)
-    for action in plan.actions:
-        ground.progress(f"[{action.number}/{total}] {action.host}: {action.title}")
-        try:
-            _do(action, plan, ground, report)
-        except LineCut:
-            raise
-        except Exception as error:
-            report.outcome, report.failed, report.error = "failed", action, _told(ground, action, error)
-            break
-        report.done.append(action)
-    else:
-        for name in dict.fromkeys(action.host for action in plan.actions):
-            _journal(ground, plan.release, name, "deployment-finished", "ok")
+    going = _Going(plan, ground, report, plan.actions, "step")
+    failures = going.through()
+    if not failures:
         return report
+    report.outcome = "failed"
+    report.failed, report.error = failures[0]
     if report.past_return:
         report.outcome = "unknown"
         return report
-    # The failed action may have done part of its work, so it is taken back as well.
-    _go_back(plan, ground, before, report, [*report.done, report.failed])
+    needed = [name for name in plan.restore_needed if name in {*report.scripts, *applied, *going.perhaps}]
+    if needed:
+        report.trouble = Failed(
+            "only a restore of the backup brings the old release back",
+            reasons=[Reason(f"{name} is {plan.restore_needed[name]}, and was applied") for name in needed],
+            state="The application is stopped.",
+        )
+        return report
+    # A failed action may have done part of its work, so it is taken back as well.
+    numbers = {action.number for action, _ in failures}
+    report.left = finished(plan, report.done) if plan.on_failure == "leave" else ()
+    began = {action.number: action for action in (*report.done, *(action for action, _ in failures), *going.begun)}
+    _go_back(plan, ground, before, report, [began[number] for number in sorted(began)], numbers, going.concluding)
     return report
 
 
 def bring_back(plan: Plan, ground: Ground, before: Plan | None) -> Report:
     """The way back from a run that was left open: as if every action had been done, since any of them may have been."""
     report = Report(outcome="failed", error=Failed("it was left open, and is brought back by rollback"))
-    for name in dict.fromkeys(action.host for action in plan.actions):
-        ground.hosts[name].prepare()
-        _journal(ground, plan.release, name, "deployment-started", None)
-    _go_back(plan, ground, before, report, list(plan.actions))
+    _go_back(plan, ground, before, report, list(plan.actions), ())
     return report
 
 
-def _go_back(plan: Plan, ground: Ground, before: Plan | None, report: Report, done: list[Action]) -> None:
-    actions = way_back(plan, done, before)
+def _go_back(
+    plan: Plan,
+    ground: Ground,
+    before: Plan | None,
+    report: Report,
+    done: Sequence[Action],
+    failed: Collection[int],
+    concluding: dict[str, list[JobStep]] | None = None,
+) -> None:
     ground.progress(f"failed: {report.error.what if report.error else ''}")
-    for action in actions:
-        ground.progress(f"[back {action.number}/{len(actions)}] {action.host}: {action.title}")
-        try:
-            if isinstance(action.what, Switch):
-                ground.hosts[action.host].unswitch(plan.installed)
-            elif isinstance(action.what, Render):
-                ground.hosts[action.host].restore_shared(ground.run)
-            else:
-                _do(action, before if action.old and before is not None else plan, ground, Report())
-        except LineCut as error:
-            report.trouble = Unreachable(str(error))
-            break
-        except Exception as error:
-            report.trouble = _told(ground, action, error)
-            break
-        report.back.append(action)
-    for name in dict.fromkeys(action.host for action in done):
-        try:
-            _journal(ground, plan.release, name, "deployment-finished", "failed")
-        except Exception as error:
-            report.trouble = report.trouble or Unreachable(f"the journal of {name} could not be written: {error}")
-
-
-def _told(ground: Ground, action: Action, error: Exception) -> PipelineError:
-    """The error as one of ours; of an unexpected one only its type and its first words."""
-    if isinstance(error, PipelineError):
-        return error
-    words = " ".join(ground.conceal(str(error)).split())[:200]
-    return Failed(
-        f"{action.title} ended unexpectedly on {action.host}: {type(error).__name__}",
-        reasons=[Reason(words, action.host)] if words else (),
-        state="",
-        details={"exception": type(error).__name__},
-    )
-
-
-def _journal(ground: Ground, release: str, host: str, what: str, outcome: Outcome | None) -> None:
-    ground.hosts[host].append_journal(
-        JournalEntry(
-            run=ground.run,
-            fence=ground.fence,
-            customer=ground.customer,
-            environment=ground.environment,
-            release=release,
-            content=ground.content,
-            at=ground.clock(),
-            what=what,
-            outcome=outcome,
-            record=ground.record,
-            record_sha256=ground.record_sha256,
-        )
-    )
-
-
-def _do(action: Action, plan: Plan, ground: Ground, report: Report) -> None:
-    _OPERATIONS[type(action.what)](action, plan, ground, report)
-
-
-def _backup(action: Action, plan: Plan, ground: Ground, report: Report) -> None:
-    assert ground.database is not None
-    database = ground.database(ground.hosts[action.host])
+    actions = way_back(plan, done, before, failed=failed, leave=report.left)
+    going = _Going(plan, ground, report, actions, "back", before, concluding)
     try:
-        taken = database.backup(ground.run)
-    finally:
-        database.close()
-    report.backups.append({"host": action.host, "path": taken.path, "sha256": taken.sha256, "size": taken.size})
-
-
-def _upload(action: Action, plan: Plan, ground: Ground, report: Report) -> None:
-    ground.hosts[action.host].upload(plan.release, ground.manifest, ground.read, run=ground.run)
-
-
-def _render(action: Action, plan: Plan, ground: Ground, report: Report) -> None:
-    assert isinstance(action.what, Render)
-    files = {path: ground.render(action.host, template) for template, path in action.what.templates.items()}
-    ground.hosts[action.host].write_shared(files, ground.run)
-
-
-def _migrate(action: Action, plan: Plan, ground: Ground, report: Report) -> None:
-    assert isinstance(action.what, Migrate)
-    assert ground.database is not None
-    after_switch = plan.point_of_no_return is not None and action.number >= plan.point_of_no_return
-    database = ground.database(ground.hosts[action.host])
-    try:
-        for name in action.what.scripts:
-            script, sql = ground.scripts[name]
-            ground.progress(f"    {name}")
-            try:
-                if database.apply(script, sql, fence=ground.fence, run=ground.run, release=plan.release):
-                    report.scripts.append(name)
-            except Exception as error:
-                # It may have been applied, so the old code may not run any more.
-                if isinstance(error, PartlyDone) or not isinstance(error, PipelineError):
-                    report.past_return = report.past_return or after_switch
+        failures = going.through()
+        report.trouble = failures[0][1] if failures else None
+    except LineCut as error:
+        report.trouble = Unreachable(str(error))
+    for host in dict.fromkeys(action.host for action in done):
+        if host in report.left:
+            continue
+        try:
+            steps = tuple(going.concluding.pop(host, ()))
+            job = Job(ground.entry(plan.release), steps, "back", finish="failed")
+            ground.hosts[host].carry(job, on_trouble=ground.progress)
+        except Exception as error:
+            if overtaken(error):
                 raise
-            report.past_return = report.past_return or after_switch
-    finally:
-        database.close()
+            report.trouble = report.trouble or Unreachable(f"the journal of {host} could not be written: {error}")
 
 
-def _switch(action: Action, plan: Plan, ground: Ground, report: Report) -> None:
-    ground.hosts[action.host].switch(plan.release)
+Failure = tuple[Action, PipelineError]
 
 
-def _command(action: Action, plan: Plan, ground: Ground, report: Report) -> None:
-    assert isinstance(action.what, Command)
-    done = ground.hosts[action.host].command(
-        action.what.argv,
-        cwd="current" if action.what.folder == "current" else f"releases/{plan.release}",
-        environment=_environment(plan),
-        timeout=action.what.seconds,
-    )
-    if done.exit_code != 0:
-        raise Failed(
-            f"{' '.join(action.what.argv)} ended with {done.exit_code} on {action.host}",
-            reasons=[Reason(line, action.host) for line in _last_lines(ground, done)],
-        )
+@dataclass
+class _Ended:
+    """How a host's part of a wave has ended."""
+
+    failure: Failure | None = None
+    error: BaseException | None = None
 
 
-def _environment(plan: Plan) -> dict[str, str]:
-    return {"TMA_CUSTOMER": plan.customer, "TMA_ENVIRONMENT": plan.environment, "TMA_RELEASE": plan.release}
+class _Going:
+    """One way through actions, forward or back."""
 
+    def __init__(
+        self,
+        plan: Plan,
+        ground: Ground,
+        report: Report,
+        actions: Sequence[Action],
+        direction: Direction,
+        before: Plan | None = None,
+        concluding: dict[str, list[JobStep]] | None = None,
+    ) -> None:
+        self.plan, self.ground, self.report, self.before = plan, ground, report, before
+        self.actions, self.direction = actions, direction
+        self.begun: list[Action] = []
+        self.perhaps: set[str] = set()
+        self.concluding = concluding if concluding is not None else {}
+        self._last = {action.host: action.number for action in actions}
+        self._lock = threading.Lock()
 
-def _http(action: Action, plan: Plan, ground: Ground, report: Report) -> None:
-    what = action.what
-    assert isinstance(what, Http)
-    seen = "it was not asked"
-    deadline = time.monotonic() + what.within
-    while True:
+    def through(self) -> list[Failure]:
+        """Wave after wave, until one has a failure: all failures of that wave, the first one first."""
+        for hosts in waves(self.actions):
+            ended = [_Ended() for _ in hosts]
+            work = [partial(self._end, one, actions) for one, actions in zip(ended, hosts.values(), strict=True)]
+            _at_once(work)
+            # Overtaken or cut off: nothing may be done, or nothing is known, also where another host has failed.
+            stopped = [one.error for one in ended if one.error is not None]
+            for error in sorted(stopped, key=lambda error: not overtaken(error)):
+                raise error
+            if failures := [one.failure for one in ended if one.failure is not None]:
+                return failures
+        return []
+
+    def _end(self, ended: _Ended, actions: list[Action]) -> None:
         try:
-            left = min(ATTEMPT_SECONDS, max(1.0, deadline - time.monotonic()))
-            status, body = get(ground.hosts[action.host].transport.dial, what.url, left)
-            if status != what.status:
-                seen = f"it answered with status {status}, not {what.status}"
-            elif what.contains is not None and what.contains not in body:
-                seen = f"its answer does not contain {what.contains!r}: {ground.conceal(body)[:200]!r}"
-            else:
-                break
-        except (OSError, Unreachable) as error:
-            said = error.what if isinstance(error, PipelineError) else str(error)
-            seen = f"it did not answer: {ground.conceal(said)}"
-        if time.monotonic() >= deadline:
-            report.checks.append({"title": action.title, "host": action.host, "outcome": "failed"})
-            raise Failed(f"check failed on {action.host}: {what.url}", reasons=[Reason(seen, action.host)])
-        time.sleep(0.2)
-    report.checks.append({"title": action.title, "host": action.host, "outcome": "ok"})
+            ended.failure = self._lane(actions)
+        except Exception as error:
+            if isinstance(error, LineCut) or overtaken(error):
+                ended.error = error
+                return
+            own = {done.number for done in self._own()}
+            action = next((one for one in actions if one.number not in own), actions[-1])
+            ended.failure = action, self.ground.told(action, error)
+        except (
+            BaseException
+        ) as error:  # as above, raised again by whoever waits for the wave: a thread would swallow it
+            ended.error = error
 
+    def _lane(self, actions: list[Action]) -> Failure | None:
+        """What one host does in one wave: by itself as far as it can, in one job, then what is done through it."""
+        name, rest = actions[0].host, list(actions)
+        while rest:
+            mine = []
+            while rest and acts.host_does(rest[0]):
+                mine.append(rest.pop(0))
+            through = rest.pop(0) if rest else None
+            failure = self._job(name, mine, through)
+            if failure is None and through is not None:
+                failure = self._through(through)
+                if failure is None and self._ends(through):
+                    failure = self._job(name, [], None, after=through)
+            if failure is not None:
+                return failure
+        return None
 
-def _probe(action: Action, plan: Plan, ground: Ground, report: Report) -> None:
-    what = action.what
-    assert isinstance(what, Probe)
-    deadline = time.monotonic() + what.within
-    while True:
-        done = ground.hosts[action.host].command(what.argv, environment=_environment(plan), timeout=what.within)
-        if done.exit_code == 0:
-            break
-        if time.monotonic() >= deadline:
-            report.checks.append({"title": action.title, "host": action.host, "outcome": "failed"})
-            raise Failed(
-                f"check failed on {action.host}: {' '.join(what.argv)} ended with {done.exit_code}",
-                reasons=[Reason(line, action.host) for line in _last_lines(ground, done)],
+    def _ends(self, action: Action | None) -> bool:
+        """Whether the host's part of the plan is over with this action."""
+        return self.direction == "step" and action is not None and action.number == self._last[action.host]
+
+    def _job(
+        self, name: str, mine: list[Action], through: Action | None, after: Action | None = None
+    ) -> Failure | None:
+        """One job: ``mine``, and what is to be written down before ``through`` and ``after`` what was done through it."""
+        host, ground = self.ground.hosts[name], self.ground
+        before = tuple(self.concluding.pop(name, ()))
+        announced = () if through is None else (self._written(through),)
+        ends = through is None and self._ends(mine[-1] if mine else after)
+        how = How(back=self.direction == "back")
+        while True:
+            ground.still_ours()
+            parts = [acts.host_step(action, self._plan(action), ground, how) for action in mine]
+            job = Job(
+                entry=ground.entry(self.plan.release),
+                steps=(*before, *(part.step for part in parts), *announced),
+                direction=self.direction,
+                finish="ok" if ends else None,
+                payload=next((part.payload for part in parts if part.payload is not None), None),
+                files={path: data for part in parts for path, data in part.files.items()},
+                clean=ground.clean(name) if ends else (),
             )
-        time.sleep(0.2)
-    report.checks.append({"title": action.title, "host": action.host, "outcome": "ok"})
+            told = host.carry(job, on_step=partial(self._tell_of, mine), on_trouble=ground.progress)
+            for action in mine:
+                one = told.steps.get(action.number)
+                if one is None or one.outcome != "ok":
+                    break
+                acts.note(action, "ok", self.report)
+                self._done(action)
+            else:
+                return None
+            if one is None:
+                raise LineCut(f"{host.transport.name} does not say what became of step {action.number}")
+            trouble = acts.trouble_of(action, one, ground)
+            if trouble is acts.NOT_ALONE and not how.whole:
+                # What lies there is not what the payload was made for: everything is sent.
+                ground.progress(f"{name}: nothing can be built on the release that serves; sending all files")
+                how = How(whole=True, back=how.back)
+                mine = mine[mine.index(action) :]
+                continue
+            acts.note(action, "failed", self.report)
+            return action, trouble
+
+    def _own(self) -> list[Action]:
+        return self.report.done if self.direction == "step" else self.report.back
+
+    def _done(self, action: Action) -> None:
+        with self._lock:
+            self._own().append(action)
+
+    def _written(self, action: Action, outcome: Literal["ok", "failed"] | None = None) -> JobStep:
+        return acts.controller_step(action, self._plan(action), self.ground, self.direction, outcome)
+
+    def _through(self, action: Action) -> Failure | None:
+        """One action that is done through the host: a migration, a backup, a check over HTTP."""
+        self._tell(action)
+        failure: Failure | None = None
+        try:
+            self.ground.still_ours()
+            acts.through(action, self._plan(action), self.ground, self.report, self.perhaps)
+        except LineCut:
+            raise
+        except Exception as error:
+            if overtaken(error):
+                raise
+            failure = action, self.ground.told(action, error)
+        outcome: Literal["ok", "failed"] = "failed" if failure else "ok"
+        acts.note(action, outcome, self.report)
+        self.concluding.setdefault(action.host, []).append(self._written(action, outcome))
+        if failure is None:
+            self._done(action)
+        return failure
+
+    def _tell_of(self, actions: list[Action], number: int) -> None:
+        for action in actions:
+            if action.number == number:
+                self._tell(action)
+
+    def _tell(self, action: Action) -> None:
+        with self._lock:
+            self.begun.append(action)
+        mark = f"[{action.number}/{len(self.actions)}]"
+        if self.direction == "back":
+            mark = f"[back {action.number}/{len(self.actions)}]"
+        self.ground.progress(f"{mark} {action.host}: {action.title}")
+
+    def _plan(self, action: Action) -> Plan:
+        """Whose release the action is of: on the way back that of the release that was installed before."""
+        if self.direction == "back" and action.old and self.before is not None:
+            return self.before
+        return self.plan
 
 
-def _last_lines(ground: Ground, done: Result, count: int = 5) -> list[str]:
-    output = (done.stderr.strip() or done.stdout.strip()).decode("utf-8", "replace")
-    return ground.conceal(output).splitlines()[-count:]
+def _at_once(work: Sequence[Callable[[], None]]) -> None:
+    """Does all of ``work``, each in a thread, at the most :data:`AT_ONCE` at a time; a single one in this thread.
 
+    The threads are daemons: an interrupted controller does not wait for what a host does by itself anyway.
+    """
+    if len(work) == 1:
+        work[0]()
+        return
+    queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
+    for one in work:
+        queue.put(one)
 
-_OPERATIONS: dict[type[Operation], Callable[[Action, Plan, Ground, Report], None]] = {
-    Backup: _backup,
-    Upload: _upload,
-    Render: _render,
-    Migrate: _migrate,
-    Switch: _switch,
-    Command: _command,
-    Http: _http,
-    Probe: _probe,
-}
+    def next_ones() -> None:
+        with suppress(Empty):
+            while True:
+                queue.get_nowait()()
+
+    threads = [threading.Thread(target=next_ones, daemon=True) for _ in range(min(AT_ONCE, len(work)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

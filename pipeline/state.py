@@ -14,7 +14,7 @@ from pydantic import Field
 
 from pipeline.model import Decision, Instant, Noun, ObjectId, Record, Sha256, TicketRef
 
-STATE_SCHEMA = 2
+STATE_SCHEMA = 3
 """Raise it with every change of these models or of the fold: a state.json of an older schema is folded anew."""
 
 EVERY_SCRIPT = "*"
@@ -50,6 +50,10 @@ class Running(Noun):
     at: Instant
     by: str
     tickets: tuple[TicketRef, ...] = ()
+    partly: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="where some hosts were left on the new release: the release that serves on each host, None for none",
+    )
 
 
 class EnvironmentState(Noun):
@@ -270,6 +274,7 @@ def _deployment_started(state: State, record: Record) -> dict[str, Any]:
     assert record.environment is not None
     assert record.release is not None
     assert record.content is not None
+    before = state.environment(record.environment).running
     running = Running(
         run=record.run,
         deployment=record.details["deployment"],
@@ -281,11 +286,22 @@ def _deployment_started(state: State, record: Record) -> dict[str, Any]:
         at=record.at,
         by=record.actor.key,
         tickets=record.tickets,
+        partly=before.partly if before is not None and before.run == record.run else {},
     )
     return {
         "deployments": max(state.deployments, int(running.deployment)),
         "environments": _with_environment(state, record.environment, running=running),
     }
+
+
+def _deployment_partly_done(state: State, record: Record) -> dict[str, Any]:
+    """The deployment stays open: the same command goes on where it stopped, and a rollback brings it back."""
+    assert record.environment is not None
+    running = state.environment(record.environment).running
+    if running is None or running.run != record.run:
+        return {}
+    running = running.model_copy(update={"partly": record.details["hosts"]})
+    return {"environments": _with_environment(state, record.environment, running=running)}
 
 
 def _deployed(record: Record) -> Deployed:
@@ -446,6 +462,7 @@ _CHANGES = {
     "ticket-opened": _ticket_opened,
     "ticket-closed": _ticket_closed,
     "deployment-started": _deployment_started,
+    "deployment-partly-done": _deployment_partly_done,
     "deployment-finished": _deployment_finished,
     "sign-off-requested": _sign_off_requested,
     "sign-off-page-written": _sign_off_page_written,

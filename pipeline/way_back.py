@@ -5,48 +5,110 @@ The runner performs them; a way back that fails quarantines the environment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from pipeline.operations import Command, Http, Probe, Render, Switch
 from pipeline.playbook import Action, Plan
 
 
-def way_back(plan: Plan, done: Sequence[Action], before: Plan | None) -> tuple[Action, ...]:
+def way_back(
+    plan: Plan,
+    done: Sequence[Action],
+    before: Plan | None,
+    *,
+    failed: Collection[int] = (),
+    leave: Collection[str] = (),
+) -> tuple[Action, ...]:
     """The actions that bring the old release back on every host that ``done`` has touched, in the order to do them.
 
+    ``done`` holds the failed actions as well, whose numbers are in ``failed``: each may have done part of its work.
     ``before`` is the plan of the release that was installed, made from the playbook frozen with it (None when nothing
-    was). First what the new release started or ran is undone, while ``current`` still is the new release; then the code:
-    switch, then the earlier files of ``shared/``; then the old release's serving commands, then its checks. An
-    application that was neither stopped nor started is not started again. ``Switch`` and ``Render`` mean their opposites
-    here: the runner is told that it is on the way back.
+    was). ``leave`` names hosts that keep the new release, see :func:`finished`. The wave that failed goes first, then the
+    finished ones backwards; hosts of one wave go back at the same time.
+
+    On each host: out of the load balancer, where it was back in it; then what the new release started or ran is undone,
+    while ``current`` still is the new release; then the code: switch, then the earlier files of ``shared/``; then the old
+    release's serving commands, then its checks, and only then back into the load balancer. An application that was
+    neither stopped nor started is not started again. ``Switch`` and ``Render`` mean their opposites here: the runner is
+    told that it is on the way back.
     """
     back: list[Action] = []
-    for host in reversed(list(dict.fromkeys(action.host for action in done))):
-        mine = [action for action in done if action.host == host]
-        serving = [action for action in mine if _serves(action)]
-        switched = [action for action in mine if isinstance(action.what, Switch)]
-        rendered = [action for action in mine if isinstance(action.what, Render)]
-        there = [action for action in before.actions if action.host == host] if before is not None else []
-        if before is not None and not any(_serves(action) == "restart" for action in there):
-            back += _stopped(mine)
-        for action in reversed(mine):
-            if isinstance(action.what, Command) and action.what.undo and (before is None or not _serves(action)):
-                back.append(_undo(action))
-        back += [
-            action.model_copy(update={"title": f"switch back to {plan.installed or 'nothing'}"}) for action in switched
-        ]
-        back += [action.model_copy(update={"title": "put back the earlier files of shared/"}) for action in rendered]
-        if serving or switched or rendered:
-            old = [action.model_copy(update={"old": True}) for action in there]
-            back += [a for a in old if _serves(a) == "restart" or (_serves(a) == "start" and serving)]
-            back += [action for action in old if isinstance(action.what, Http | Probe)]
+    for hosts in _backwards(done):
+        wave = back[-1].wave + 1 if back else 1
+        for host in hosts:
+            if host not in leave:
+                mine = [action for action in done if action.host == host]
+                actions = _host_back(plan, host, mine, before, failed)
+                back += [action.model_copy(update={"wave": wave}) for action in actions]
     return tuple(
         action.model_copy(update={"number": number, "undo": None}) for number, action in enumerate(back, start=1)
     )
 
 
+def finished(plan: Plan, succeeded: Sequence[Action]) -> tuple[str, ...]:
+    """The hosts that have done all their part of ``plan`` and run its release, where others are not so far.
+
+    A playbook with ``on_failure: leave`` leaves them as they are. Nothing when every host is finished: then it was no host
+    among several that failed, and all of them go back.
+    """
+    numbers = {action.number for action in succeeded}
+    hosts = list(dict.fromkeys(action.host for action in plan.actions))
+    whole = [
+        host
+        for host in hosts
+        if all(action.number in numbers for action in plan.actions if action.rolling and action.host == host)
+    ]
+    return tuple(whole) if len(whole) < len(hosts) else ()
+
+
+def _backwards(done: Sequence[Action]) -> Iterator[list[str]]:
+    """The hosts of ``done`` by their last wave, newest first. What one host did for all of them moves it in no wave."""
+    last: dict[str, int] = {}
+    for action in done:
+        wave = action.wave if action.rolling else 0
+        last[action.host] = max(last.get(action.host, 0), wave)
+    for wave in sorted(set(last.values()), reverse=True):
+        yield [host for host in last if last[host] == wave]
+
+
+def _host_back(
+    plan: Plan, host: str, mine: Sequence[Action], before: Plan | None, failed: Collection[int]
+) -> Iterator[Action]:
+    serving = [action for action in mine if _serves(action)]
+    switched = [action for action in mine if isinstance(action.what, Switch)]
+    rendered = [action for action in mine if isinstance(action.what, Render)]
+    traffic = [action for action in mine if _traffic(action)]
+    there = [action for action in before.actions if action.host == host] if before is not None else []
+    old = [action.model_copy(update={"old": True}) for action in there]
+    # An undrain that failed left the host out, and what would drain it is what does not work: the code goes first.
+    if before is not None and traffic and _traffic(traffic[-1]) == "undrain" and traffic[-1].number not in failed:
+        yield from (action for action in plan.actions if action.host == host and _traffic(action) == "drain")
+    if before is not None and not any(_serves(action) == "restart" for action in there):
+        yield from _stopped(mine)
+    for action in reversed(mine):
+        taken_back_below = before is not None and (_serves(action) or _traffic(action))
+        if isinstance(action.what, Command) and action.what.undo and not taken_back_below:
+            yield _undo(action)
+    yield from (
+        action.model_copy(update={"title": f"switch back to {plan.installed or 'nothing'}"}) for action in switched
+    )
+    yield from (action.model_copy(update={"title": "put back the earlier files of shared/"}) for action in rendered)
+    touched = serving or switched or rendered
+    if touched:
+        yield from (a for a in old if _serves(a) == "restart" or (_serves(a) == "start" and serving))
+    if touched or traffic:
+        yield from (action for action in old if isinstance(action.what, Http | Probe))
+    if before is not None and traffic:
+        again = [action for action in old if _traffic(action) == "undrain"]
+        yield from again or (a for a in plan.actions if a.host == host and _traffic(a) == "undrain")
+
+
 def _serves(action: Action) -> str | None:
     return action.what.serving if isinstance(action.what, Command) else None
+
+
+def _traffic(action: Action) -> str | None:
+    return action.what.traffic if isinstance(action.what, Command) else None
 
 
 def _stopped(mine: Sequence[Action]) -> list[Action]:
@@ -63,5 +125,5 @@ def _stopped(mine: Sequence[Action]) -> list[Action]:
 def _undo(action: Action) -> Action:
     assert isinstance(action.what, Command)
     serving = "stop" if action.what.serving else None
-    what = action.what.model_copy(update={"argv": action.what.undo, "undo": (), "serving": serving})
+    what = action.what.model_copy(update={"argv": action.what.undo, "undo": (), "serving": serving, "traffic": None})
     return action.model_copy(update={"title": " ".join(what.argv), "what": what})

@@ -16,13 +16,27 @@ from pipeline.trackers.ledger import LedgerTracker
 from pipeline.transports import Transport
 
 
-def transport_for(host: Host, environment: Environment, settings: WorkspaceSettings, workspace: Path) -> Transport:
-    """A connection to this host, opened when first used; Unreachable (exit 7) comes from its first command."""
+def transport_for(
+    host: Host,
+    environment: Environment,
+    settings: WorkspaceSettings,
+    workspace: Path,
+    resolve: Callable[[str], str] | None = None,
+) -> Transport:
+    """A connection to this host, opened when first used; Unreachable (exit 7) comes from its first command.
+
+    ``resolve`` looks up the password of ``become:``. ConfigurationError for ``become:`` on this machine itself.
+    """
     relative = not host.folder.startswith("/")
     here = relative and settings.local_while is not None and (workspace / settings.local_while).exists()
     if environment.transport == "local" or here:
         from pipeline.transports.local import LocalTransport
 
+        if host.become is not None:
+            raise ConfigurationError(
+                f"{host.name} is this machine, where nobody else can be become.",
+                reasons=[Reason("become: is for hosts over ssh", environment.key)],
+            )
         return LocalTransport(name=host.name)
     from pipeline.transports.ssh import SshTransport
 
@@ -31,13 +45,20 @@ def transport_for(host: Host, environment: Environment, settings: WorkspaceSetti
         ssh_config=workspace / settings.ssh_config if settings.ssh_config else None,
         known_hosts=workspace / settings.known_hosts if settings.known_hosts else None,
         hint=settings.hint_unreachable,
+        **({"secret": resolve} if resolve else {}),
     )
 
 
-def host_for(host: Host, environment: Environment, settings: WorkspaceSettings, workspace: Path) -> TargetHost:
+def host_for(
+    host: Host,
+    environment: Environment,
+    settings: WorkspaceSettings,
+    workspace: Path,
+    resolve: Callable[[str], str] | None = None,
+) -> TargetHost:
     """The host's folder, over the transport of its environment."""
     folder = str(workspace / host.folder)
-    return TargetHost(transport_for(host, environment, settings, workspace), host.name, folder)
+    return TargetHost(transport_for(host, environment, settings, workspace, resolve), host.name, folder)
 
 
 def database_for(

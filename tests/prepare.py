@@ -37,6 +37,7 @@ NEEDED: dict[str, Callable[[], bool]] = {
     "postgresql": has_postgresql,
     "chromium": lambda: has_program("chromium", "chromium-browser", "google-chrome"),
     "busybox": lambda: has_program("busybox"),
+    "sudo": lambda: has_program("sudo"),
 }
 """Debian package → whether what the tests need of it is here."""
 

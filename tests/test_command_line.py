@@ -18,10 +18,10 @@ from typing import Any
 import invoke.main
 import pytest
 
+from pipeline.command_line import program as tma
 from pipeline.command_line.guide import GROUPS
 from pipeline.command_line.options import a_moment, a_past_time
 from pipeline.command_line.output import Output
-from pipeline.command_line.program import TmaConfig, TmaProgram
 from pipeline.command_line.verb import find_workspace
 from pipeline.errors import EXIT_CODES
 
@@ -33,7 +33,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 from pipeline.command_line.options import Customer, Tickets, a_day
-from pipeline.command_line.program import adopt, collect
 from pipeline.command_line.verb import verb
 from pipeline.command_line.words import Option
 from pipeline import errors
@@ -88,10 +87,13 @@ def fail(command, how: Annotated[str, Option("how it fails")]):
     raise getattr(errors, how)("it did not", reasons=[errors.Reason("why", "a.yaml:1:2")], next_commands=["invoke status"])
 
 VERBS = (promote, release, open_ticket, fail)
-namespace = collect(VERBS)
 '''
 
-ADOPT = "\nadopt(namespace, Path(__file__).resolve().parent)\n"
+ADOPT = """
+from pipeline.command_line.invoked import adopt, collect
+namespace = collect(VERBS)
+adopt(namespace, Path(__file__).resolve().parent)
+"""
 
 
 @dataclass
@@ -118,7 +120,7 @@ def workspace(tmp_path: Path) -> Path:
     (tmp_path / "secret").write_text("hunter2-in-a-file\n")
     (tmp_path / "tasks.py").write_text(FAKE_VERBS + ADOPT)
     (tmp_path / "run_tma.py").write_text(
-        FAKE_VERBS + "from pipeline.command_line import program\n" + "program.run(namespace)\n"
+        FAKE_VERBS + "from pipeline.command_line import program\n" + "program.run(VERBS)\n"
     )
     return tmp_path
 
@@ -144,9 +146,7 @@ def call(
             else:
                 names: dict[str, Any] = {"__file__": str(workspace / "tasks.py"), "__name__": "fake"}
                 exec(compile(FAKE_VERBS, "fake", "exec"), names)
-                TmaProgram(
-                    name="tma", binary="tma", version="1", namespace=names["namespace"], config_class=TmaConfig
-                ).run(["tma", *words])
+                tma.run(names["VERBS"], ["tma", *words], version="1")
             sys.exit(0)
         caught = capsys.readouterr()
         ended = exit_.value
@@ -443,7 +443,7 @@ def test_a_full_disk_under_standard_output_is_said(workspace: Path) -> None:
 ISSUED = {
     *("product.import", "line.start", "line.checkout", "release", "patch", "plan", "deploy", "signoff.page"),
     *("signoff.record", "promote", "rollback", "status", "history", "ticket.open", "ticket.show", "ticket.close"),
-    *("migrate.accept", "erase", "ledger.verify", "key.create", "lock.release"),
+    *("migrate.accept", "erase", "ledger.verify", "key.create", "lock.release", "lock.status"),
     *("demo.run", "demo.start", "demo.stop"),
 }
 
@@ -497,7 +497,7 @@ def test_loading_the_verbs_loads_nothing_heavy() -> None:
     code = textwrap.dedent(
         """
         import sys, pipeline.verbs
-        heavy = "git paramiko fabric psycopg jinja2 cryptography babel pydantic pipeline.workflow".split()
+        heavy = "invoke git paramiko fabric psycopg jinja2 cryptography babel pydantic pipeline.workflow".split()
         print([name for name in heavy if name in sys.modules])
         """
     )
@@ -585,7 +585,7 @@ def test_what_verbs_pass_on_is_what_the_workflow_takes(path: str, monkeypatch: p
     monkeypatch.setattr(Command, "ask_before", lambda *_: called.append("asked"))
     command = Command(verb, {}, Output(), {})
     given = {
-        option.name: (() if option.several else "x")
+        option.name.replace("-", "_"): (() if option.several else "x")
         for option in verb.options.values()
         if option.name not in {"json", "dry-run", "yes"}
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pipeline.content import (
     canonical,
     content_hash,
     files_digest,
+    leaving,
     playbook_digest,
     script_checksum,
     sections_digest,
@@ -23,6 +25,7 @@ from pipeline.content import (
 )
 from pipeline.errors import Refused
 from pipeline.model import Manifest, TreeFile
+from pipeline.paths import path_text
 
 DOCS = Path(__file__).parents[1] / "docs" / "content-hash.md"
 FILES = {
@@ -30,6 +33,13 @@ FILES = {
     "bin/current": ("120000", b"start"),
     "bin/start": ("100755", b"#!/bin/sh\nexec app\n"),
     "migrations/0001_first.sql": ("100644", b"CREATE TABLE a (b text);\n"),
+}
+ODD_FILES = {
+    b" \xc3\xa9 ": ("100644", b""),
+    b"-n": ("100644", b""),
+    b"a\nb": ("100755", b"#!/bin/sh\n"),
+    b"caf\xe9/\\": ("100644", b"x\n"),
+    b"caf\xe9/l": ("120000", b"../a\nb"),
 }
 
 
@@ -47,6 +57,12 @@ def vector() -> tuple[list[TreeFile], dict[str, object], dict[str, str]]:
     return [file(path, *rest) for path, rest in FILES.items()], yaml.safe_load(found[1]), digests
 
 
+def odd_digest() -> str:
+    found = re.search(r"They give the \*files\* section `([0-9a-f]{64})`", DOCS.read_text())
+    assert found
+    return found[1]
+
+
 def test_the_documented_vector_holds() -> None:
     files, playbook, digests = vector()
     assert files_digest(files) == digests["files"]
@@ -58,11 +74,21 @@ def test_the_documented_vector_holds() -> None:
     assert canonical(playbook).decode() in DOCS.read_text()
 
 
+def test_the_documented_vector_of_odd_names_holds() -> None:
+    text = DOCS.read_text()
+    files = [file(path_text(raw), *rest) for raw, rest in ODD_FILES.items()]
+    assert odd_digest() == files_digest(files)
+    for one in files:
+        assert f"| {one.mode} | `{one.path}` |" in text and one.sha256 in text
+
+
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not installed")
-def test_the_documented_shell_commands_give_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("odd", [False, True])
+def test_the_documented_shell_commands_give_the_same(tmp_path: Path, odd: bool) -> None:
     _, playbook, digests = vector()
-    for path, (mode, data) in FILES.items():
-        target = tmp_path / "tree" / path
+    files = ODD_FILES if odd else {path.encode(): rest for path, rest in FILES.items()}
+    for path, (mode, data) in files.items():
+        target = tmp_path / "tree" / os.fsdecode(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         if mode == "120000":
             target.symlink_to(data.decode())
@@ -74,7 +100,7 @@ def test_the_documented_shell_commands_give_the_same(tmp_path: Path) -> None:
     assert found
     environment = {"FILES": digests["files"], "PLAYBOOK": digests["playbook"], "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
-        ["sh", "-eu"],
+        ["bash", "-eu"],
         input=found[1],
         cwd=tmp_path / "tree",
         env=environment,
@@ -83,7 +109,9 @@ def test_the_documented_shell_commands_give_the_same(tmp_path: Path) -> None:
         check=True,
     )
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        digests[k] for k in ("files", "playbook", "content")
+        odd_digest() if odd else digests["files"],
+        digests["playbook"],
+        digests["content"],
     ]
 
 
@@ -160,24 +188,46 @@ def test_a_script_checksum_ignores_nothing_else(data: bytes) -> None:
         ("link", "120000", b"a/../b", None),
         ("sub", "160000", None, "submodule"),
         ("a", "100664", None, "mode"),
-        ("a\nb", "100644", None, "control"),
-        ("a\x7f", "100644", None, "control"),
-        ("a\\b", "100644", None, "backslash"),
+        (r"a\x0ab \xff\x5c", "100644", None, None),
+        ("-rf", "100755", None, None),
+        ("é" * 127 + "x", "100644", None, None),
+        (r"\xff" * 255, "100644", None, None),
+        (r"\xff" * 256, "100644", None, "too long"),
+        (r"a\x00b", "100644", None, "NUL"),
         ("/etc/passwd", "100644", None, "absolute"),
         ("a/../b", "100644", None, "leaves"),
         ("a//b", "100644", None, "absolute"),
         ("x/.GIT/config", "100644", None, "Git's own"),
-        ("a\udcff", "100644", None, "UTF-8"),
         ("é" * 128, "100644", None, "too long"),
         ("link", "120000", b"/etc/passwd", "not a relative path"),
         ("link", "120000", b"..", "outside"),
         ("a/link", "120000", b"../../x", "outside"),
         ("a/link", "120000", b"../../a/x", "outside"),
         ("link", "120000", b"", "not a relative path"),
-        ("link", "120000", b"a\nb", "not a relative path"),
-        ("link", "120000", b"\xff", "UTF-8"),
+        ("link", "120000", b"a\0b", "not a relative path"),
+        ("link", "120000", b"a\nb", None),
+        ("link", "120000", b"\xff\\-", None),
+        ("link", "120000", b"\xff/../../\n", r"links to '\xff/../../\x0a', outside"),
+        ("link", "120000", b"x" * 3001, "too long"),
     ],
 )
 def test_what_a_release_can_hold(path: str, mode: str, target: bytes | None, word: str | None) -> None:
     why = unfit(path, mode, target)
     assert why is None if word is None else why is not None and word in why
+
+
+@pytest.mark.parametrize(
+    ("links", "found"),
+    [
+        ({"a/b/up": b"../..", "a/b/out": b"up/.."}, ["a/b/out"]),
+        ({"a/b/up": b"../..", "a/b/fine": b"up/a/b/x"}, []),
+        ({"a/up": b"..", "a/more": b"up", "x/y/z": b"../../a/more/../x"}, ["x/y/z"]),
+        ({"a": b"b", "b": b"a", "x/c": b"../a/.."}, []),
+        ({r"\xff/\x0a/up": b"../..", r"\xff/\x0a/out": b"up/../x"}, [r"\xff/\x0a/out"]),
+        ({r"\xff/up": b"..", "l": b"\xff/up/.."}, ["l"]),
+    ],
+    ids=str,
+)
+def test_links_that_leave_the_tree_by_way_of_others(links: dict[str, bytes], found: list[str]) -> None:
+    assert all(unfit(path, "120000", target) is None for path, target in links.items())
+    assert sorted(leaving(links)) == found

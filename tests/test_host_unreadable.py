@@ -14,7 +14,7 @@ import pytest
 from pipeline.host import Host
 from pipeline.transports import Result
 from pipeline.transports.local import LocalTransport
-from tests.test_host import entry, installed
+from tests.jobs import FILES, entry, installed, outcomes, put, release_of
 
 OTHER = 65534
 """The user nobody, by number."""
@@ -26,10 +26,18 @@ class AsUser(LocalTransport):
     def run(
         self, script: str, arguments: Sequence[str] = (), *, stdin: bytes | Iterable[bytes] = b"", **more: Any
     ) -> Result:
+        return super().run(*self._down(script, arguments), stdin=stdin, **more)
+
+    def stream(
+        self, script: str, arguments: Sequence[str] = (), *, stdin: bytes | Iterable[bytes] = b"", **more: Any
+    ) -> Result:
+        return super().stream(*self._down(script, arguments), stdin=stdin, **more)
+
+    def _down(self, script: str, arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
         if os.geteuid() != 0:
-            return super().run(script, arguments, stdin=stdin, **more)
+            return script, arguments
         step_down = f'exec setpriv --reuid={OTHER} --regid={OTHER} --clear-groups sh -c "$@"'
-        return super().run(step_down, [script, "sh", *arguments], stdin=stdin, **more)
+        return step_down, [script, "sh", *arguments]
 
 
 @pytest.fixture
@@ -39,9 +47,10 @@ def folder() -> Iterator[Path]:
         pytest.skip("setpriv is not installed, and root may read everything")
     base = Path(tempfile.mkdtemp())
     base.chmod(0o755)
-    (base / "app").mkdir()
-    if os.geteuid() == 0:
-        os.chown(base / "app", OTHER, OTHER)
+    for name in ("app", "tmp", "payloads"):
+        (base / name).mkdir()
+        if os.geteuid() == 0:
+            os.chown(base / name, OTHER, OTHER)
     yield base / "app"
     for path in base.rglob("*"):
         if path.is_dir() and not path.is_symlink():
@@ -51,7 +60,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def host(folder: Path) -> Host:
-    return Host(AsUser(environment={"TMPDIR": str(folder / "shared")}), "app1", str(folder))
+    return Host(AsUser(environment={"TMPDIR": str(folder.parent / "tmp")}), "app1", str(folder))
 
 
 @pytest.fixture
@@ -68,9 +77,10 @@ def theirs(path: Path, mode: int) -> None:
 
 
 def differences(host: Host) -> list[str]:
-    from tests.test_host import FILES, release_of
-
-    return host.verify("2.4.0+1", release_of(FILES)[0])
+    found = host.verify("2.4.0+1", release_of(FILES)[0])
+    # Quickly too, as far as it is another size, date, mode or inode.
+    assert list(host.inspect().drift or ()) == found
+    return found
 
 
 def test_nothing_differs_when_all_can_be_read(host: Host, there: Path) -> None:
@@ -115,10 +125,20 @@ def test_a_release_that_cannot_be_read_at_all_is_not_the_release(host: Host, the
 
 
 def test_a_journal_that_cannot_be_read_is_damage(host: Host, folder: Path) -> None:
-    host.prepare()
     host.append_journal(entry())
     host.append_journal(entry(run="run-2"))
     theirs(folder / "journal" / "000001-deployment-started.json", 0o400)
     assert "cannot be read" in (host.inspect().journal_damage or "")
     theirs(folder / "journal", 0o711)
     assert "journal cannot be read" in (host.inspect().journal_damage or "")
+
+
+def test_somebody_else_s_file_in_the_old_release_does_not_become_part_of_the_new_one(
+    host: Host, there: Path, folder: Path
+) -> None:
+    (there / "evil.php").write_text("<?php")
+    theirs(there / "evil.php", 0o600)
+    new = {**FILES, b"app.py": ("100644", b"new")}
+    assert outcomes(put(host, "2.5.0+1", new, base=("2.4.0+1", FILES), fence=2)) == {1: "failed 92"}
+    assert outcomes(put(host, "2.5.0+1", new, fence=3)) == {1: "ok"}
+    assert host.verify("2.5.0+1", release_of(new)[0]) == []

@@ -8,9 +8,11 @@ import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline import loose_objects
 from pipeline.ledger import Ledger
 from pipeline.model import Draft, People, RefMove
 from pipeline.repository import Repository
@@ -47,6 +49,23 @@ def people(known: tuple[People, dict[str, Signer]]) -> People:
 @pytest.fixture
 def jane(known: tuple[People, dict[str, Signer]]) -> Signer:
     return known[1]["jane"]
+
+
+def kill_at_objects(count: Path, at: int, when: str) -> None:
+    """In this process: every object that is written counts on as the shim's commands do, and so does its way to the disk."""
+    for name in ("_put", "_synchronise"):
+        plain = getattr(loose_objects, name)
+
+        def counted(*words: Any, plain: Callable[..., None] = plain) -> None:
+            number = int(count.read_text() if count.exists() else 0) + 1
+            count.write_text(str(number))
+            if number == at and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            plain(*words)
+            if number == at and when == "after":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(loose_objects, name, counted)
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -113,7 +132,7 @@ def test_two_clones_of_one_remote_lose_and_double_nothing(tmp_path: Path, jane: 
 
 
 @pytest.mark.parametrize(("shared", "when"), [(False, "before"), (False, "after"), (True, "after")])
-def test_a_writer_killed_at_any_git_command_leaves_a_ledger_to_go_on_with(
+def test_a_writer_killed_at_any_git_command_or_object_leaves_a_ledger_to_go_on_with(
     tmp_path: Path, people: People, jane: Signer, when: str, shared: bool
 ) -> None:
     remote = Repository.open(tmp_path / "remote.git") if shared else None
@@ -141,12 +160,13 @@ def test_a_writer_killed_at_any_git_command_leaves_a_ledger_to_go_on_with(
 
         def killed(environment: dict[str, str] = environment, name: str = f"k{position}") -> None:
             os.environ.update(environment)
+            kill_at_objects(Path(environment["SHIM_COUNT"]), int(environment["SHIM_AT"]), when)
             write(folder, remote.path if remote else None, jane, name, 1)
 
         code = ended(in_child(killed))
         if int(count.read_text()) < position:
             break
-        # A cat-file that was read to its end is not waited for, so that its shim cannot always kill any more.
+        # The cat-file that stays is killed, so that its shim cannot kill any more.
         assert code == -signal.SIGKILL or (when == "after" and code == 0)
         deaths += 1
         # The next command of anybody: the run is adopted, so the same record is there, once.
@@ -159,7 +179,7 @@ def test_a_writer_killed_at_any_git_command_leaves_a_ledger_to_go_on_with(
             assert Ledger(remote, CUSTOMER).verify(people) == []
     else:
         pytest.fail("the writer never came to its end")
-    assert deaths >= 8
+    assert deaths >= 16
     # Some were killed before their record was in, and some after.
     assert outcomes == ({True, False} if when == "after" else outcomes)
     [record] = ledger.append(jane, lambda state: [ticket("last", texts={"title": "the last name"})])

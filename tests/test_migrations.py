@@ -149,3 +149,9 @@ def test_a_checksum_of_a_newer_version_is_refused() -> None:
 def test_selection_by_base_name(only: str | None, except_: str | None, expected: list[str]) -> None:
     scripts = [script("01_pre_a.sql"), script("more/02_post_b.sql"), script("03_c.sql")]
     assert [one.id for one in select(scripts, only, except_)] == expected
+
+
+def test_a_name_that_a_history_cannot_hold_is_refused() -> None:
+    manifest, blobs = release({"sql/1\\x0a2.sql": b"SELECT 1;"})
+    with pytest.raises(Refused, match="a name that a history cannot hold"):
+        scripts_of(manifest, "sql", "*.sql", blobs.get)

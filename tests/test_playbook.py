@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,9 +18,10 @@ from pydantic import ValidationError
 from pipeline import operations
 from pipeline.errors import ConfigurationError
 from pipeline.model import Script
-from pipeline.playbook import Action, AnyStep, Plan, Playbook, Target, plan, unmatched
+from pipeline.playbook import Action, Plan, Playbook, Target, plan, restore_needed, unmatched, waves
+from pipeline.steps import AnyStep
 from pipeline.strict_yaml import parse
-from pipeline.way_back import way_back
+from pipeline.way_back import finished, way_back
 from tests.nouns import customer, environment, oid, sha
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,6 +63,24 @@ steps:
   - check: {command: [bin/answers], within: 5}
 """
 
+CONFIGURE = """  - configure:
+      templates: {config/shop.conf.j2: shop.conf, config/log.conf.j2: etc/log.conf}
+"""
+
+BALANCED = RESTARTED.replace(
+    "  - switch\n",
+    """  - drain: {command: [bin/balancer, out, "{{ host }}"], seconds: 90}
+  - switch
+""",
+).replace(
+    """  - migrate: {name: contract, only: "*post_*"}
+""",
+    """  - undrain: {command: [bin/balancer, in, "{{ host }}"], undo: [bin/balancer, out, "{{ host }}"]}
+  - migrate: {name: contract, only: "*post_*"}
+rolling: {at_a_time: 2, keep_serving: 1}
+""",
+)
+
 
 def playbook(text: str, **more: Any) -> Playbook:
     return Playbook.model_validate(parse("playbooks/shop.yaml", text.encode()).value | more)
@@ -92,7 +112,11 @@ def old_plan(text: str = RESTARTED, hosts: int = 2) -> Plan:
 
 def shown(actions: Sequence[Action], head: str, point_of_no_return: int | None = None) -> str:
     lines = [head]
+    wave = 0
     for action in actions:
+        if action.wave != wave:
+            wave = action.wave
+            lines.append(f"wave {wave}")
         if action.number == point_of_no_return:
             lines.append("--- point of no return ---")
         what = action.what.model_dump(exclude={"operation"}, exclude_defaults=True)
@@ -108,7 +132,8 @@ def shown(actions: Sequence[Action], head: str, point_of_no_return: int | None =
 
 def shown_plan(made: Plan) -> str:
     head = f"{made.release} on {made.environment} of {made.customer}, now {made.installed or 'nothing'}"
-    return shown(made.actions, head, made.point_of_no_return)
+    tail = [f"restore needed: {script} ({kind})\n" for script, kind in made.restore_needed.items()]
+    return shown(made.actions, head, made.point_of_no_return) + "".join(tail)
 
 
 def golden(name: str, text: str) -> None:
@@ -126,6 +151,14 @@ PLANS: dict[str, tuple[str, Target, bool]] = {
     "patch_without_scripts": (RESTARTED, target("2.3.0+2", hosts=1, pending=()), False),
     "stop_and_start_on_two_hosts": (STOPPED, target(), False),
     "rollback": (RESTARTED, target("2.3.0+1", "2.4.0+1"), True),
+    "drained_two_at_a_time_of_three": (BALANCED, target(hosts=3), False),
+    "drained_first_deployment": (BALANCED, target(installed=None, hosts=1), False),
+    "all_at_once": (RESTARTED + "rolling: {at_a_time: 9}\n", target(hosts=3, pending=()), False),
+    "stopped_for_a_migration_that_cannot_be_undone": (
+        STOPPED,
+        target(hosts=1, unproven={"008_fill_colour.sql": "unknown", "009_post_drop_tint.sql": "irreversible"}),
+        False,
+    ),
     "no_database": (STOPPED, target(environment=environment("test", hosts=1, database=None), pending=()), False),
 }
 
@@ -183,6 +216,119 @@ def test_scripts_that_no_step_would_apply(steps: str, pending: tuple[str, ...], 
     assert unmatched(playbook(steps), [script(name) for name in pending]) == expected
 
 
+def test_the_waves_of_a_plan() -> None:
+    made = plan(playbook(BALANCED), target(hosts=3))
+    found = waves(made.actions)
+    assert [list(wave) for wave in found] == [
+        ["app1"],
+        ["app1", "app2", "app3"],
+        ["app1", "app2"],
+        ["app3"],
+        ["app1"],
+        ["app1", "app2"],
+        ["app3"],
+        ["app1"],
+    ]
+    assert sorted(action.number for wave in found for host in wave.values() for action in host) == list(
+        range(1, len(made.actions) + 1)
+    )
+    assert [action.what.operation for action in found[5]["app2"]] == ["command", "switch", "command", "http", "command"]
+    assert waves([]) == []
+
+
+@pytest.mark.parametrize(
+    ("rolling", "hosts", "sizes"),
+    [
+        ("{}", 3, [1, 1, 1]),
+        ("{at_a_time: 2}", 3, [2, 1]),
+        ("{at_a_time: 9}", 3, [3]),
+        ("{at_a_time: 9, keep_serving: 1}", 3, [2, 1]),
+        ("{at_a_time: 9, keep_serving: 2}", 3, [1, 1, 1]),
+        ("{at_a_time: 9, keep_serving: 9}", 1, [1]),
+    ],
+)
+def test_so_many_hosts_at_a_time_and_so_many_left_serving(rolling: str, hosts: int, sizes: list[int]) -> None:
+    made = plan(playbook(f"{RESTARTED}rolling: {rolling}\n"), target(hosts=hosts))
+    switching = [
+        wave for wave in waves(made.actions) if "switch" in {a.what.operation for does in wave.values() for a in does}
+    ]
+    assert [len(wave) for wave in switching] == sizes
+
+
+def test_an_environment_that_cannot_spare_a_host_is_refused_with_both_places() -> None:
+    kept = playbook(f"{RESTARTED}rolling: {{keep_serving: 2}}\n")
+    with pytest.raises(ConfigurationError) as raised:
+        plan(kept, target(hosts=2))
+    assert raised.value.what == "the playbook of shop leaves no host of production of acme to deploy to"
+    assert [(reason.text, reason.source) for reason in raised.value.reasons] == [
+        ("rolling.keep_serving is 2", "playbooks/shop.yaml"),
+        ("there are 2 hosts", "environments/acme/production.yaml"),
+    ]
+    # The playbook of a rollback is frozen: nobody could mend it.
+    back = plan(kept, target("2.3.0+1", "2.4.0+1"), rollback=True)
+    assert [list(wave) for wave in waves(back.actions)] == [["app1", "app2"], ["app1"], ["app2"]]
+
+
+def test_a_plan_says_what_the_playbook_wants_of_failures_and_old_releases() -> None:
+    made = plan(playbook(RESTARTED), target())
+    assert (made.on_failure, made.keep_releases) == ("bring-back", 5)
+    made = plan(playbook(RESTARTED + "rolling: {on_failure: leave}\nkeep_releases: 2\n"), target())
+    assert (made.on_failure, made.keep_releases) == ("leave", 2)
+
+
+UNPROVEN = {"007_colour.sql": "unknown", "009_post_drop_tint.sql": "irreversible"}
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "expected"),
+    [
+        (STOPPED, {}, UNPROVEN),
+        (STOPPED, {"unproven": {"007_colour.sql": "unknown"}}, {"007_colour.sql": "unknown"}),
+        (STOPPED, {"unproven": {}}, {}),
+        (STOPPED, {"installed": None}, {}),
+        (STOPPED, {"environment": environment("test", database=None)}, {}),
+        (RESTARTED, {}, {}),
+        # Between the stop and the start only: the contract step comes when the application serves again.
+        (
+            RESTARTED.replace(
+                "  - migrate: {name: expand", "  - stop: {command: [bin/halt]}\n  - migrate: {name: expand"
+            ),
+            {},
+            {"007_colour.sql": "unknown"},
+        ),
+    ],
+)
+def test_a_restore_is_needed_only_where_the_application_was_stopped(
+    text: str, more: dict[str, Any], expected: dict[str, str]
+) -> None:
+    fields: dict[str, Any] = {"unproven": UNPROVEN, "hosts": 1} | more
+    if "environment" in fields:
+        fields["pending"] = ()
+    made = plan(playbook(text), target(**fields))
+    assert made.restore_needed == expected
+    assert plan(playbook(text), target(**fields), rollback=True).restore_needed == {}
+
+
+def test_which_migrations_are_not_known_to_leave_the_old_code_running() -> None:
+    kinds = "{folder: migrations, irreversible: ['*_drop_*', 'both.sql'], additive: ['*_fill.sql', 'both.sql']}"
+    written = playbook(RESTARTED.replace("{folder: migrations}", kinds))
+    scripts = {
+        "001_new.sql": b"\xef\xbb\xbfCREATE TABLE new (id int);",
+        "sub/002_fill.sql": b"UPDATE old SET name = ''",
+        "003_drop_new.sql": b"CREATE TABLE newer (id int);",
+        "004_update.sql": b"UPDATE old SET name = ''",
+        "005_latin.sql": b"-- \xe9\nCREATE TABLE newest (id int);",
+        "both.sql": b"",
+    }
+    assert restore_needed(written, scripts) == (
+        ("003_drop_new.sql", "irreversible"),
+        ("004_update.sql", "unknown"),
+        ("005_latin.sql", "unknown"),
+        ("both.sql", "irreversible"),
+    )
+    assert next(script for script, _ in restore_needed(playbook(MINIMAL), scripts)) == "sub/002_fill.sql"
+
+
 # --- the way back ----------------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +342,8 @@ def failing(
     text: str, host: str, operation: str, *, first: bool = False, hosts: int = 2, number: int = 1
 ) -> list[Action]:
     made = plan(playbook(text), target(installed=None if first else "2.3.0+1", hosts=hosts))
-    return list(way_back(made, until(made, host, operation, number), None if first else old_plan(text, hosts)))
+    done = until(made, host, operation, number)
+    return list(way_back(made, done, None if first else old_plan(text, hosts), failed=[done[-1].number]))
 
 
 HALTED = STOPPED.replace("start: {command: [bin/start]}", "start: {command: [bin/start], undo: [bin/halt]}")
@@ -212,6 +359,24 @@ BACK: dict[str, list[Action]] = {
     "configure_failed": failing(RESTARTED, "app2", "render"),
     "upload_failed": failing(RESTARTED, "app2", "upload"),
     "run_failed": failing(STOPPED, "app2", "command", number=2),
+    "drained_check_failed_in_the_second_wave_of_three": failing(BALANCED, "app3", "http", hosts=3),
+    "drain_failed": failing(BALANCED, "app2", "command", hosts=2),
+    "drain_failed_where_nothing_else_was_done": failing(BALANCED.replace(CONFIGURE, ""), "app1", "command", hosts=1),
+    "undrain_failed": failing(BALANCED, "app1", "command", hosts=2, number=3),
+    "undrained_first_deployment": list(
+        way_back(
+            plan(playbook(BALANCED), target(installed=None, hosts=1)),
+            plan(playbook(BALANCED), target(installed=None, hosts=1)).actions,
+            None,
+        )
+    ),
+    "drained_with_a_playbook_before_that_did_not": list(
+        way_back(
+            plan(playbook(BALANCED), target(hosts=1, pending=())),
+            plan(playbook(BALANCED), target(hosts=1, pending=())).actions,
+            old_plan(RESTARTED, 1),
+        )
+    ),
     "other_playbook_before": list(
         way_back(
             plan(playbook(RESTARTED), target(hosts=1)),
@@ -265,9 +430,88 @@ def test_wherever_it_fails_the_old_release_is_current_again_and_serves(text: str
         assert set(runs.values()) == {"old"}
 
 
+def stops(made: Plan) -> Iterator[tuple[list[Action], Action]]:
+    """Every way in which a plan can stop: the actions that were begun, and which of them failed."""
+    before: list[Action] = []
+    for wave in waves(made.actions):
+        for counts in product(*(range(len(actions) + 1) for actions in wave.values())):
+            begun = [actions[:count] for actions, count in zip(wave.values(), counts, strict=True)]
+            for failed in [actions[-1] for actions in begun if actions]:
+                yield [*before, *(action for actions in begun for action in actions)], failed
+        before += [action for actions in wave.values() for action in actions]
+
+
+def traffic(action: Action) -> str | None:
+    return action.what.traffic if isinstance(action.what, operations.Command) else None
+
+
+@pytest.mark.parametrize("worked", [True, False], ids=["it had worked", "it had not worked"])
+@pytest.mark.parametrize("text_before", [BALANCED, RESTARTED])
+def test_on_the_way_back_the_load_balancer_never_sends_to_a_host_that_changes(text_before: str, worked: bool) -> None:
+    """And at the end every host is back in; of three hosts one at the least is in all the time."""
+    made, before, tried = plan(playbook(BALANCED), target(hosts=3)), old_plan(text_before, 3), 0
+    hosts = {"app1", "app2", "app3"}
+    for done, failed in stops(made):
+        tried += 1
+        is_in = set(hosts)
+        for action in done:
+            if traffic(action) and (action != failed or worked):
+                is_in = is_in - {action.host} if traffic(action) == "drain" else is_in | {action.host}
+        drained = {action.host for action in done if traffic(action)} - ({failed.host} if traffic(failed) else set())
+        answered: set[str] = set()
+        for wave in waves(way_back(made, done, before, failed=[failed.number])):
+            assert is_in - set(wave) or len(is_in) == 3, "nobody serves"
+            for host, actions in wave.items():
+                for action in actions:
+                    if traffic(action):
+                        is_in = is_in - {host} if traffic(action) == "drain" else is_in | {host}
+                        assert traffic(action) == "drain" or host in answered, "in before it has answered"
+                    elif action.what.operation == "http":
+                        answered.add(host)
+                    elif host in drained:
+                        assert host not in is_in, action
+        assert is_in == hosts
+    assert tried > 80
+
+
+def test_hosts_of_one_wave_go_back_at_the_same_time_and_the_failed_wave_first() -> None:
+    made = plan(playbook(BALANCED), target(hosts=3))
+    back = way_back(made, until(made, "app3", "http"), old_plan(BALANCED, 3))
+    assert [list(wave) for wave in waves(back)] == [["app3"], ["app1", "app2"]]
+    assert [action.number for action in back] == list(range(1, len(back) + 1))
+
+
+@pytest.mark.parametrize(
+    ("host", "operation", "left"),
+    [
+        ("app1", "http", ()),
+        ("app3", "render", ()),
+        ("app2", "switch", ("app1",)),
+        ("app3", "http", ("app1", "app2")),
+    ],
+)
+def test_finished_hosts_can_be_left(host: str, operation: str, left: tuple[str, ...]) -> None:
+    made = plan(playbook(RESTARTED), target(hosts=3))
+    done = until(made, host, operation)
+    assert finished(made, done[:-1]) == left
+    back = way_back(made, done, old_plan(RESTARTED, 3), leave=left)
+    assert {action.host for action in back} == {"app1", "app2", "app3"} - set(left)
+
+
+def test_when_every_host_is_finished_none_is_left() -> None:
+    """The step after them has failed, which was done once for all of them."""
+    made = plan(playbook(RESTARTED), target(hosts=2))
+    assert finished(made, made.actions[:-1]) == ()
+
+
 # --- playbooks that are refused --------------------------------------------------------------------------------------------
 
 MINIMAL = "product: shop\nname: Shop\nsteps: [upload, switch]\n"
+
+
+OUT = {"drain": {"command": ["out"]}}
+IN = {"undrain": {"command": ["in"]}}
+KEPT = "rolling: {keep_serving: 1}\n"
 
 
 def steps(*written: Any) -> str:
@@ -313,6 +557,31 @@ def test_the_least_that_a_playbook_can_be() -> None:
         (
             steps("upload", {"configure": {"templates": {"a": "x", "b": "x"}}}, "switch"),
             "two templates are rendered into the same file of shared/",
+        ),
+        (MINIMAL + 'migrations: {folder: "a\\nb"}\n', "no control character, no backslash"),
+        (MINIMAL + "known_issues: a\\b\n", "no control character, no backslash"),
+        (steps("upload", {"configure": {"templates": {"a\\b": "x"}}}, "switch"), "no control character, no backslash"),
+        (MINIMAL + "rolling: {at_a_time: 0}\n", "greater than or equal to 1"),
+        (MINIMAL + "rolling: {keep_serving: -1}\n", "greater than or equal to 0"),
+        (MINIMAL + "rolling: {on_failure: shrug}\n", "'bring-back' or 'leave'"),
+        (MINIMAL + "rolling: {at_once: 2}\n", "at_once"),
+        (MINIMAL + "keep_releases: 1\n", "greater than or equal to 2"),
+        (steps(OUT, "upload", "switch", IN), "upload comes before drain, which runs in the new release's folder"),
+        (steps("upload", "switch", IN), "a playbook has one drain step and one undrain step, or neither"),
+        (steps("upload", OUT, "switch"), "a playbook has one drain step and one undrain step, or neither"),
+        (
+            steps("upload", OUT, {"drain": {"command": ["x"]}}, "switch", IN),
+            "a playbook has one drain step and one undrain step, or neither",
+        ),
+        (steps("upload", OUT, IN, "switch"), "drain comes before switch, and undrain after it"),
+        (steps("upload", "switch", OUT, IN), "drain comes before switch, and undrain after it"),
+        (
+            KEPT + steps("upload", OUT, "backup", "switch", IN),
+            "rolling.keep_serving cannot hold: backup is done once, between drain and what takes it back",
+        ),
+        (
+            KEPT + steps("upload", {"stop": {"command": ["x"]}}, "backup", "switch", {"start": {"command": ["y"]}}),
+            "rolling.keep_serving cannot hold: backup is done once, between stop and what takes it back",
         ),
         (steps({"upload": {"kind": "x"}}, "switch"), "does not match"),
         (steps({"upload": None, "switch": None}), "kind"),
@@ -364,6 +633,14 @@ def test_what_cannot_be_filled_in_says_where(text: str) -> None:
     assert repr(text) in reason.text
 
 
+def test_a_playbook_that_keeps_hosts_serving() -> None:
+    stop, start = {"stop": {"command": ["x"]}}, {"start": {"command": ["y"]}}
+    playbook(
+        KEPT + steps("backup", "upload", OUT, stop, "switch", start, IN, {"run": {"command": ["z"], "on": "first"}})
+    )
+    playbook(KEPT + steps("upload", stop, "switch", start, "backup"))
+
+
 def test_a_hosts_own_value_goes_before_the_environments() -> None:
     here = environment("production", values={"port": 80, "title": "Shop"})
     assert target(environment=here).words(here.hosts[0])["values"] == {"port": 8001, "title": "Shop"}
@@ -382,5 +659,7 @@ def test_a_step_kind_is_written_short_or_in_full() -> None:
         "start",
         "restart",
         "check",
+        "drain",
+        "undrain",
         "run",
     }

@@ -10,10 +10,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from pipeline import rules
+from pipeline import preflight, rules
+from pipeline.calendar import in_freeze, in_window
 from pipeline.errors import Reason
 from pipeline.model import Customer, Environment, Freeze, Person, Window
-from pipeline.rules import Facts, HostFacts, Purpose, decision_refusals, in_freeze, in_window, refusals
+from pipeline.preflight import MARGIN_BYTES, MARGIN_INODES, HostFacts
+from pipeline.rules import Facts, Purpose, decision_refusals, refusals
 from pipeline.state import State
 from tests.nouns import CLAIRE, EVE, NOW, Story, customer, environment, sha
 
@@ -421,6 +423,56 @@ TABLE = [
         host(missing_tools=("tar", "sha256sum")),
         ("hosts_are_ours", "programs are missing on the host: tar, sha256sum", "app2"),
     ),
+    # hosts_can_be_written
+    row(
+        "not writable",
+        EVERY,
+        host(writable=False, user="deploy"),
+        ("hosts_can_be_written", "deploy may not write to the folder", "app2"),
+    ),
+    # hosts_have_room
+    row(
+        "too few bytes",
+        FORWARD,
+        lambda facts: host(free_bytes=MARGIN_BYTES + 1_999_999)(replace(facts, size=1_000_000)),
+        ("hosts_have_room", "18.8 MB are free, and 2.4.0+1 needs 18.8 MB", "app2"),
+    ),
+    row("just enough bytes", (), lambda facts: host(free_bytes=MARGIN_BYTES + 2000)(replace(facts, size=1000))),
+    row(
+        "too few inodes",
+        FORWARD,
+        lambda facts: host(free_inodes=MARGIN_INODES + 5)(replace(facts, files=3)),
+        ("hosts_have_room", "205 inodes are free, and 2.4.0+1 needs 206", "app2"),
+    ),
+    row("just enough inodes", (), lambda facts: host(free_inodes=MARGIN_INODES + 6)(replace(facts, files=3))),
+    row(
+        "the release is there already, and needs no room but the margin",
+        (),
+        lambda facts: host(free_bytes=MARGIN_BYTES, free_inodes=MARGIN_INODES, releases=("2.4.0+1", "2.3.0+1"))(
+            replace(facts, size=1000, files=3)
+        ),
+    ),
+    row(
+        "a full disk",
+        FORWARD,
+        host(free_bytes=0, free_inodes=0, releases=("2.4.0+1",)),
+        ("hosts_have_room", "0 bytes are free, and 2.4.0+1 needs 16.8 MB", "app2"),
+        ("hosts_have_room", "0 inodes are free, and 2.4.0+1 needs 200", "app2"),
+    ),
+    # clocks_agree
+    row(
+        "a clock five minutes ahead",
+        FORWARD,
+        host(clock_offset_seconds=300.0),
+        ("clocks_agree", "its clock is 5 minutes ahead of ours; set the wrong one of the two right", "app2"),
+    ),
+    row(
+        "a clock an hour behind",
+        FORWARD,
+        host(clock_offset_seconds=-3600.0),
+        ("clocks_agree", "its clock is 60 minutes behind ours; set the wrong one of the two right", "app2"),
+    ),
+    row("a clock that warns", (), host(clock_offset_seconds=-299.0)),
     # resumes_the_same: its other reason below names the environment
     row(
         "resumed with other settings",
@@ -490,6 +542,42 @@ TABLE = [
         EVERY,
         host(drift=("changed app.py",)),
         ("hosts_hold_what_was_recorded", "changed on the server since the deployment: changed app.py", "app2"),
+    ),
+    row(
+        "much drift",
+        EVERY,
+        host(drift=tuple(f"file {n}" for n in range(25))),
+        *[
+            ("hosts_hold_what_was_recorded", f"changed on the server since the deployment: {what}", "app2")
+            for what in (*(f"file {n}" for n in range(20)), "5 more")
+        ],
+    ),
+    row(
+        "accepted drift, but not of the release that is to go there",
+        ("rollback",),
+        lambda facts: host(drift=("changed app.py",))(replace(facts, accept_drift="the vendor's own fix")),
+        ("hosts_hold_what_was_recorded", "changed on the server since the deployment: changed app.py", "app2"),
+        (
+            "hosts_hold_what_was_recorded",
+            "2.3.0+1 itself serves and is never overwritten in place: accept-drift cannot help",
+            "app2",
+        ),
+    ),
+    row(
+        "accepted drift excuses no other release",
+        EVERY,
+        lambda facts: host(current="2.0.0+1", drift=("changed app.py",))(replace(facts, accept_drift="a fix")),
+        (
+            "hosts_hold_what_was_recorded",
+            "current is 2.0.0+1, but the record says 2.3.0+1 is installed",
+            "app2",
+        ),
+    ),
+    row(
+        "accepted drift does not excuse drift on test",
+        PROMOTE,
+        having(accept_drift="a fix", test_hosts=(HostFacts("test1", "2.4.0+1", drift=("changed app.py",)),)),
+        ("test_still_holds_it", "changed on the test server since the deployment: changed app.py", "test1"),
     ),
     # migrations_are_as_they_ran
     # every_migration_has_a_step
@@ -627,6 +715,27 @@ def test_every_rule_has_a_row_that_it_refuses_for_every_purpose_that_it_is_asked
         (expected("integration")[0], purpose) for _, purposes, _, expected in ON_ENVIRONMENT for purpose in purposes
     }
     assert refused == {(rule.__name__, purpose) for rule, purposes in rules.RULES.items() for purpose in purposes}
+
+
+def test_a_host_is_judged_alone_too_and_warned_about() -> None:
+    fine = HostFacts("app1", "2.4.0+1", substitutes=("no flock: a lock folder is used",), clock_offset_seconds=4.9)
+    assert preflight.objections(fine, preflight.Need("2.5.0+1", 10**12, 10**6)) == ()
+    assert preflight.warnings(fine) == ("app1: no flock: a lock folder is used",)
+    slow = replace(fine, substitutes=(), clock_offset_seconds=-5.0)
+    assert preflight.warnings(slow) == ("app1: its clock is 5 seconds behind ours",)
+    bad = HostFacts(
+        "app1",
+        None,
+        foreign=("index.php",),
+        missing_tools=("tar",),
+        journal=("it is damaged",),
+        writable=False,
+        free_bytes=1,
+        clock_offset_seconds=301.0,
+    )
+    assert preflight.warnings(bad) == ()
+    assert len(preflight.objections(bad, None)) == 5
+    assert len(preflight.objections(bad, preflight.Need("2.5.0+1"))) == 6
 
 
 def test_every_rule_of_the_module_is_asked() -> None:

@@ -12,19 +12,22 @@ from typing import Any
 
 import pytest
 
+from pipeline.acts import Ground, Report
 from pipeline.databases import Database
 from pipeline.errors import ConfigurationError, Failed, PipelineError, Unreachable
 from pipeline.host import Host
+from pipeline.job import Job, Told
 from pipeline.model import Script
 from pipeline.operations import Command, Http, Migrate, Operation, Switch, Upload
+from pipeline.payload import Payloads
 from pipeline.playbook import Action, Plan
-from pipeline.runner import Ground, Report, run
+from pipeline.runner import run
 from pipeline.transports import LineCut
 from pipeline.transports.local import LocalTransport
+from tests.jobs import release_of
 from tests.nouns import sha
-from tests.test_host import release_of
 
-MANIFEST, READ = release_of({"app.py": ("100644", b"print('app')\n")})
+MANIFEST, READ = release_of({b"app.py": ("100644", b"print('app')\n")})
 SECRET = "canary-secret"
 
 
@@ -54,7 +57,7 @@ def ground_on(folder: Path, **more: Any) -> Ground:
         "hosts": {"app1": Host(LocalTransport(), "app1", str(folder / "app"))},
         "database": None,
         "manifest": MANIFEST,
-        "read": READ,
+        "payloads": Payloads(folder / "payloads", READ),
         "render": lambda host, template: b"",
         "scripts": {"1.sql": (Script(id="1.sql", checksum=sha("1"), blob="0" * 40), b"")},
         "run": "run-1",
@@ -69,6 +72,12 @@ def ground_on(folder: Path, **more: Any) -> Ground:
         "clock": lambda: datetime(2026, 11, 23, tzinfo=UTC),
     }
     return Ground(**fields | more)
+
+
+def deployments(folder: Path) -> list[tuple[str, str | None]]:
+    """What the host's journal says of whole deployments."""
+    entries = ground_on(folder).hosts["app1"].journal()
+    return [(entry.what, entry.outcome) for entry in entries if entry.what.startswith("deployment")]
 
 
 def broken_run(folder: Path, error: BaseException, **more: Any) -> Report:
@@ -92,8 +101,7 @@ def test_an_error_that_nobody_thought_of_is_a_failed_action_and_the_way_back_run
     assert "long *** line" in said and SECRET not in said and len(said) < 400
     assert [action.title for action in report.back] == ["switch back to nothing"]
     assert not (tmp_path / "app" / "current").is_symlink()
-    host = ground_on(tmp_path).hosts["app1"]
-    assert [entry.outcome for entry in host.journal()] == [None, "failed"]
+    assert deployments(tmp_path) == [("deployment-started", None), ("deployment-finished", "failed")]
 
 
 def test_past_the_point_of_no_return_an_unexpected_error_is_unknown(tmp_path: Path) -> None:
@@ -118,28 +126,21 @@ def test_what_stops_the_run_passes_through(tmp_path: Path, error: BaseException)
 
 
 def test_an_unexpected_error_on_the_way_back_is_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Host, release: str | None) -> None:
-        raise KeyError("nobody thought of this")
+    carry = Host.carry
 
-    monkeypatch.setattr(Host, "unswitch", broken)
+    def broken(self: Host, job: Job, **more: Any) -> Told:
+        if job.direction == "back" and any(step.act == "switch" for step in job.steps):
+            raise KeyError("nobody thought of this")
+        return carry(self, job, **more)
+
+    monkeypatch.setattr(Host, "carry", broken)
     report = broken_run(tmp_path, ZeroDivisionError())
     assert isinstance(report.error, Failed) and isinstance(report.trouble, Failed)
     assert "KeyError" in report.trouble.what
-    assert [entry.outcome for entry in ground_on(tmp_path).hosts["app1"].journal()] == [None, "failed"]
+    assert deployments(tmp_path) == [("deployment-started", None), ("deployment-finished", "failed")]
 
 
 # --- a product's own command -----------------------------------------------------------------------------------------------
-
-
-def test_of_what_a_command_prints_the_end_is_kept(tmp_path: Path) -> None:
-    ground = ground_on(tmp_path)
-    ground.hosts["app1"].prepare()
-    script = "head -c 5000000 /dev/zero; echo end; head -c 3000000 /dev/zero >&2; echo worse >&2; exit 3"
-    done = ground.hosts["app1"].command(["sh", "-c", script], cwd=".")
-    assert (len(done.stdout), len(done.stderr)) == (1024 * 1024, 1024 * 1024)
-    assert done.stdout.endswith(b"\0end\n") and done.stderr.endswith(b"\0worse\n")
-    assert done.cut
-    assert ground.hosts["app1"].command(["echo", "short"], cwd=".").stdout == b"short\n"
 
 
 def test_a_command_that_prints_a_lot_and_fails_says_its_last_lines(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from pipeline import model
 from pipeline.errors import ConfigurationError, NotKnown, Reason
 from pipeline.model import Customer, Environment, People, WorkspaceSettings
-from pipeline.playbook import CheckStep, Playbook
+from pipeline.playbook import Playbook
 from pipeline.settings import DATED_KEYS, Workspace, load_workspace
+from pipeline.steps import CheckStep
 from pipeline.strict_yaml import parse
 from pipeline.validation import validated
 

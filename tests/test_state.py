@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.content import canonical
-from pipeline.model import RecordKind, RefMove, TicketRef
+from pipeline.model import Record, RecordKind, RefMove, TicketRef
 from pipeline.state import EnvironmentState, State, apply, fold
 from tests.nouns import TICKETS, Story, oid, sha
 
@@ -412,6 +412,49 @@ def test_scripts_of_a_deployment_whose_lock_was_released_have_run(story: Story) 
     assert story.state.environment("test").applied == ran("001.sql", "002.sql")
 
 
+def partly(story: Story, run: str, **hosts: str | None) -> Record:
+    details = {"deployment": "0002", "purpose": "deploy", "hosts": hosts}
+    return story.add("deployment-partly-done", run=run, environment="test", release="1.1+1", details=details)
+
+
+def test_a_deployment_that_is_partly_done_says_what_runs_where_until_it_ends(story: Story) -> None:
+    story.deployed("1.0+1")
+    started = story.started("1.1+1")
+    partly(story, started.run, app1="1.1+1", app2="1.0+1")
+    here = story.state.environment("test")
+    assert here.running is not None
+    assert here.running.partly == {"app1": "1.1+1", "app2": "1.0+1"}
+    assert here.installed is not None
+    assert (here.installed.release, here.running.release) == ("1.0+1", "1.1+1")
+    # The next attempt of the same run has not changed anything yet.
+    story.started("1.1+1", run=started.run, details=started.details)
+    running = story.state.environment("test").running
+    assert running is not None
+    assert running.partly == {"app1": "1.1+1", "app2": "1.0+1"}
+    story.finished(started)
+    assert (story.state.environment("test").running, story.state.environment("test").failed) == (None, None)
+    story.started("1.2+1")
+    running = story.state.environment("test").running
+    assert running is not None
+    assert running.partly == {}
+
+
+def test_what_is_partly_done_is_said_of_the_open_deployment_only(story: Story) -> None:
+    story.deployed("1.0+1")
+    partly(story, "r2", app1="1.1+1")
+    assert story.state.environment("test").running is None
+    story.started("1.1+1")
+    partly(story, "another", app1="1.0+1", app2=None)
+    running = story.state.environment("test").running
+    assert running is not None
+    assert running.partly == {}
+    partly(story, running.run, app1="1.1+1", app2=None)
+    story.started("1.2+1")
+    running = story.state.environment("test").running
+    assert running is not None
+    assert running.partly == {}
+
+
 def test_the_commit_of_a_deployment_is_that_of_its_environment(story: Story) -> None:
     """Whatever other refs the same record moves."""
     started = story.started("1.0+1")
@@ -446,7 +489,8 @@ def every_kind() -> Story:
     story.deployed("1.0+1", "production", "promote", scripts=ran("001.sql"))
     story.patch("1.0+2", "CVE-1", "1.0+1")
     story.add("migration-accepted", details={"script": "001.sql", "old": sha("a"), "new": sha("b")})
-    story.started("1.0+2")
+    started = story.started("1.0+2")
+    partly(story, started.run, app1="1.0+2", app2="1.0+1")
     story.add("lock-released", environment="test", details={"ends": "deployment"})
     story.add("erased", details={"count": 1})
     story.add("ticket-closed", tickets=TICKETS)

@@ -340,7 +340,7 @@ def test_a_way_back_that_fails_quarantines(live: Flow) -> None:
     kept = restart.read_text()
     restart.write_text("echo no >&2; exit 1\n")
     with pytest.raises(PartlyDone, match="it serves this release") as partly:
-        live.deploy()
+        live.deploy(accept_drift="seen, and looked into")
     assert "is quarantined" in partly.value.state
     assert any("the way back failed" in str(reason) for reason in partly.value.reasons)
     assert live.state().environment("test").quarantined == "0003"

@@ -14,10 +14,14 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from pipeline.errors import NOTHING_CHANGED, SCHEMA_VERSION, Failed, PipelineError, UsageError, next_lines
+
+_READABLE = 500_000
+"""Characters of JSON up to which it is indented: of more nobody reads every line, and it takes ten times as long."""
 
 _EDITED = re.compile(r"(\$\{EDITOR:-vi\} \+\d+ )([^/~].*)")
 
@@ -84,8 +88,7 @@ class Output:
         self.as_json = as_json
         self.program = program
         self.workspace = workspace
-        known = "|".join(re.escape(task) for task in sorted(tasks, key=len, reverse=True))
-        self._suggested = re.compile(rf"(?<![\w./-])invoke (?=(?:{known})(?![\w-]|\.\w))") if known else None
+        self._tasks = tuple(tasks)
         self._out = sys.stdout
         for stream in (sys.stdout, sys.stderr):
             reconfigure = getattr(stream, "reconfigure", None)
@@ -103,9 +106,14 @@ class Output:
 
     def worded(self, sentence: str) -> str:
         """A sentence of ours, with the commands in it as this person would type them."""
-        if self._suggested is None or self.program == "invoke":
+        if not self._tasks or self.program == "invoke" or "invoke " not in sentence:
             return sentence
         return self._suggested.sub(lambda _: f"{self.program} ", sentence)
+
+    @cached_property
+    def _suggested(self) -> re.Pattern[str]:
+        known = "|".join(re.escape(task) for task in sorted(self._tasks, key=len, reverse=True))
+        return re.compile(rf"(?<![\w./-])invoke (?=(?:{known})(?![\w-]|\.\w))")
 
     def result(self, answer: Answer) -> None:
         """Prints a result; Failed when standard output takes nothing (a full disk), never for a closed pipe."""
@@ -167,7 +175,10 @@ class Output:
         return answer.strip() if answer else None
 
     def _object(self, value: Mapping[str, Any]) -> None:
-        self._write(self._out, json.dumps(value, indent=2, default=str) + "\n")
+        text = json.dumps(value, default=str)
+        if len(text) <= _READABLE:
+            text = json.dumps(value, indent=2, default=str)
+        self._write(self._out, text + "\n")
 
     def _write(self, stream: TextIO | None, text: str) -> None:
         if stream is None:

@@ -1,216 +1,168 @@
-"""The console script ``tma``, and what makes stock Invoke safe: both read every word here before anything runs.
+"""The console script ``tma``: it takes its tasks from the package and works on any workspace folder.
 
-``tma`` takes its tasks from the package and works on any workspace folder. Stock ``invoke`` imports a ``tasks.py``
-after it has read its own flags and before it reads the words of the tasks; :func:`adopt`, called at that file's end,
-puts words in their place that it cannot misread, or ends the program.
+It reads every word itself and calls the verb, without Invoke, whose import takes longer than most commands: only shell
+completion loads it. :mod:`pipeline.command_line.invoked` gives the same verbs to stock ``invoke``; both go through
+:func:`request`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import sys
-from collections.abc import Iterable
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import invoke.main
-from invoke.collection import Collection
-from invoke.completion.complete import print_completion_script
-from invoke.config import Config
-from invoke.exceptions import Exit
-from invoke.parser.argument import Argument
-from invoke.program import Program
-
-from pipeline.command_line.guide import task_help, task_list
 from pipeline.command_line.output import Output, program_name
-from pipeline.command_line.verb import Verb, interrupted, stoppable
-from pipeline.command_line.words import read, refuse, shown, wants_json
+from pipeline.command_line.verb import Verb, Verbs, interrupted, stoppable
+from pipeline.command_line.words import Request, read, refuse, shown, wants_json
 from pipeline.errors import PipelineError
 from pipeline.suggest import nearest
 
-_KEPT = frozenset(
-    {"complete", "debug", "help", "list", "list-depth", "list-format", "print-completion-script", "version"}
-)
-"""Flags of Invoke's own that ``tma`` keeps; the others speak of shell commands, which no verb runs through Invoke."""
-
-_MISLEADING = ("dry", "echo", "pty", "hide", "warn-only", "command-timeout")
-"""Flags of stock Invoke that promise something about what runs, and would keep none of it here."""
-
-_CORE_HELP = (
+CORE_HELP = (
     ("--workspace=DIR", "the workspace; else the nearest folder upwards that holds environments/workspace.yaml"),
     ("--help, -h", "this list; before or after a task: its help"),
     ("--version, -V", "the version"),
     ("--print-completion-script=SHELL", "completion for bash, zsh or fish"),
 )
+"""The flags of ``tma`` that come before the task, with their help."""
+
+_COMPLETING = ("--complete", "--print-completion-script")
 
 
-def verbs_of(namespace: Collection) -> dict[str, Verb]:
-    """Every verb of a collection by its full name, in the order in which :func:`collect` was given them."""
-    verbs = [task for task in namespace.tasks.values() if isinstance(task, Verb)]
-    for collection in namespace.collections.values():
-        verbs += verbs_of(collection).values()
-    return {verb.path: verb for verb in sorted(verbs, key=lambda verb: verb.position)}
-
-
-def collect(verbs: Iterable[Verb]) -> Collection:
-    """The collection that holds these verbs, a sub-collection for what stands before a name's dot."""
-    namespace = Collection()
-    for position, verb in enumerate(verbs):
-        verb.position = position
-        holder, _, name = verb.path.rpartition(".")
-        inner = namespace
-        if holder:
-            if holder not in namespace.collections:
-                namespace.add_collection(Collection(holder))
-            inner = namespace.collections[holder]
-        inner.add_task(verb, name=name)
-    return namespace
-
-
-def settle(program: Program, namespace: Collection, *, typed: str, as_json_list: bool = False) -> None:
-    """Leaves in ``program.core.unparsed`` only words that Invoke cannot misread; prints lists and help itself.
-
-    Raises :class:`invoke.Exit` when there is nothing left to run: 0 after a list or a help, 2 after a refusal. What
-    followed ``--`` is in ``program.core.remainder`` and is left alone.
-    """
-    core = program.core
-    if program.args.complete.value:
-        return
-    words = list(core.unparsed)
-    output = Output(as_json=wants_json(words), program=typed)
-    verbs = verbs_of(namespace)
-    try:
-        _refuse_misleading(program)
-        listed = program.args.list.value
-        if listed:
-            if as_json_list and program.args["list-format"].value == "json":
-                return
-            output.text(task_list(_within(verbs, listed), typed))
-            raise Exit(code=0)
-        asked = program.args.help.value
-        request = read(
-            words,
-            {path: verb.words for path, verb in verbs.items()},
-            help_for=asked if isinstance(asked, str) else None,
-        )
-        if request.task is None:
-            output.text(task_list(verbs.values(), typed, core_options=_CORE_HELP if typed != "invoke" else ()))
-            raise Exit(code=0)
-        if request.help:
-            output.text(task_help(verbs[request.task], typed))
-            raise Exit(code=0)
-    except PipelineError as error:
-        output.error(error)
-        raise Exit(code=error.exit_code) from None
-    if core.remainder:
-        output.say(f"note: {request.task} does not read what follows --")
-    core.unparsed = list(request.words)
-
-
-def adopt(namespace: Collection, folder: Path) -> None:
-    """Makes the running ``invoke`` read its words as ``tma`` does; call it at the end of a ``tasks.py``.
-
-    ``folder`` is the folder of that file, taken as the workspace when none is found from the current folder upwards.
-    Does nothing when the file was not imported by the ``invoke`` program.
-    """
-    program = invoke.main.program
-    if getattr(program, "core", None) is None:
-        return
-    root = program.args["search-root"].value
-    namespace.configure(
-        {
-            "tma": {
-                "program": "invoke",
-                "workspace": "",
-                "search_from": root or os.curdir,
-                "fallback": str(folder),
-                "tasks": " ".join(verbs_of(namespace)),
-            }
-        }
-    )
-    settle(program, namespace, typed="invoke", as_json_list=True)
-
-
-class TmaConfig(Config):
-    """Invoke's configuration under our own name, so that a person's ``invoke.yaml`` changes nothing here."""
-
-    prefix = "tma"
-
-
-class TmaProgram(Program):
-    """``tma``: the package's own tasks on any workspace folder."""
-
-    def core_args(self) -> list[Argument]:
-        """Invoke's flags that mean something here, and ``--workspace``."""
-        kept = [argument for argument in super().core_args() if argument.name in _KEPT]
-        return [*kept, Argument(names=("workspace",), help="the workspace folder")]
-
-    def parse_core(self, argv: list[str] | None) -> None:
-        """Reads the flags before the task. Invoke's own version also turns off the writing of ``.pyc`` files."""
-        self.normalize_argv(argv)
-        self.parse_core_args()
-        if self.args.version.value:
-            self.print_version()
-            raise Exit
-        if self.args["print-completion-script"].value:
-            script = io.StringIO()
-            with contextlib.redirect_stdout(script):
-                print_completion_script(shell=self.args["print-completion-script"].value, names=self.binary_names)
-            Output().text(script.getvalue().splitlines())
-            raise Exit
-
-    def parse_tasks(self) -> None:
-        """Reads the words after it."""
-        workspace = self.args.workspace.value or ""
-        typed = program_name("tma", *(["--workspace", workspace] if workspace else []))
-        self.collection.configure(
-            {
-                "tma": {
-                    "program": typed,
-                    "workspace": workspace,
-                    "search_from": os.curdir,
-                    "fallback": "",
-                    "tasks": " ".join(verbs_of(self.collection)),
-                }
-            }
-        )
-        settle(self, self.collection, typed=typed)
-        super().parse_tasks()
-
-    def update_config(self, merge: bool = True) -> None:
-        """Nothing: the flags that it would read are not there."""
-        self.config.merge()
-
-
-def run(namespace: Collection, argv: list[str] | None = None) -> None:
-    """The console script, with the tasks that it offers; ends the process with the verb's exit code."""
-    program = TmaProgram(
-        name="tma", binary="tma", version=version("tma-pipeline"), namespace=namespace, config_class=TmaConfig
-    )
+def run(verbs: Sequence[Verb], argv: Sequence[str] | None = None, *, version: str | None = None) -> None:
+    """The console script; ends the process with the verb's exit code. ``version`` is that of the package unless given."""
+    words = list(sys.argv if argv is None else argv)
     try:
         with stoppable():
-            program.run(argv)
+            code = _run(verbs, words, version)
     except KeyboardInterrupt:
         error = interrupted("tma", acting=False)
-        Output(as_json=wants_json(argv or sys.argv)).error(error)
-        sys.exit(error.exit_code)
+        Output(as_json=wants_json(words)).error(error)
+        code = error.exit_code
+    except PipelineError as error:
+        # The words could not be read, or standard output takes nothing.
+        Output(as_json=wants_json(words)).error(error)
+        code = error.exit_code
+    sys.exit(code)
 
 
-def _refuse_misleading(program: Program) -> None:
-    for name in _MISLEADING:
-        argument = program.args.get(name)
-        if argument is not None and argument.got_value and argument.value:
-            hint = " (did you mean --dry-run, after the task?)" if name == "dry" else ""
-            raise refuse(f"Invoke's own --{name} has no meaning for these tasks{hint}")
+@dataclass
+class _Core:
+    """The flags before the task; ``rest`` begins with the task, ``remainder`` is what followed ``--``."""
+
+    workspace: str = ""
+    help: str | bool = False
+    list: str | bool = False
+    version: bool = False
+    rest: tuple[str, ...] = ()
+    remainder: tuple[str, ...] = ()
 
 
-def _within(verbs: dict[str, Verb], root: str | bool) -> list[Verb]:
+def _run(verbs: Sequence[Verb], argv: Sequence[str], version: str | None) -> int:
+    words = argv[1:]
+    if words and words[0].partition("=")[0] in _COMPLETING:
+        from pipeline.command_line.invoked import complete
+
+        complete(verbs, argv)
+        return 0
+    core = _core(words)
+    typed = program_name("tma", *(["--workspace", core.workspace] if core.workspace else []))
+    output = Output(as_json=wants_json(core.rest), program=typed)
+    if core.version:
+        if version is None:
+            from importlib.metadata import version as version_of
+
+            version = version_of("tma-pipeline")
+        output.text([f"tma {version}"])
+        return 0
+    asked = request(verbs, core.rest, output, help_for=core.help, list_below=core.list, core_options=CORE_HELP)
+    if asked is None or asked.task is None:
+        return 0
+    if core.remainder:
+        output.say(f"note: {asked.task} does not read what follows --")
+    settings = {
+        "program": typed,
+        "workspace": core.workspace,
+        "search_from": os.curdir,
+        "tasks": " ".join(verb.path for verb in verbs),
+        "dry": os.environ.get("TMA_RUN_DRY", ""),
+    }
+    verb = next(verb for verb in verbs if verb.path == asked.task)
+    return verb.run(settings, asked.given)
+
+
+def request(
+    verbs: Sequence[Verb],
+    words: Sequence[str],
+    output: Output,
+    *,
+    help_for: str | bool = False,
+    list_below: str | bool = False,
+    core_options: Sequence[tuple[str, str]] = (),
+) -> Request | None:
+    """What the words from the task on ask for; None when that was a list or a help, which is printed then.
+
+    ``help_for`` and ``list_below`` are what stood behind ``--help`` and ``--list`` before the task, or True without a
+    word. UsageError when a word is not understood.
+    """
+    if list_below:
+        _print_list(_within(verbs, list_below), output)
+        return None
+    asked = read(words, Verbs(verbs), help_for=help_for if isinstance(help_for, str) else None)
+    if asked.task is None:
+        _print_list(verbs, output, core_options)
+        return None
+    if asked.help:
+        from pipeline.command_line.guide import task_help
+
+        verb = next(verb for verb in verbs if verb.path == asked.task)
+        output.text(task_help(verb, output.program))
+        return None
+    return asked
+
+
+def _print_list(verbs: Sequence[Verb], output: Output, core_options: Sequence[tuple[str, str]] = ()) -> None:
+    from pipeline.command_line.guide import task_list
+
+    output.text(task_list(verbs, output.program, core_options=core_options))
+
+
+def _within(verbs: Sequence[Verb], root: str | bool) -> Sequence[Verb]:
     if not isinstance(root, str):
-        return list(verbs.values())
-    inside = [verb for path, verb in verbs.items() if path == root or path.startswith(f"{root}.")]
+        return verbs
+    inside = [verb for verb in verbs if verb.path == root or verb.path.startswith(f"{root}.")]
     if not inside:
-        best = nearest(root, {path.partition(".")[0] for path in verbs})
+        best = nearest(root, {verb.path.partition(".")[0] for verb in verbs})
         raise refuse(f"no task begins with {shown(root)}" + (f" (did you mean {best}?)" if best else ""))
     return inside
+
+
+def _core(words: Sequence[str]) -> _Core:
+    """The flags of ours before the task; a flag that is not one of them is left for :func:`read` to refuse."""
+    core = _Core()
+    waiting = list(words)
+    if "--" in waiting:
+        cut = waiting.index("--")
+        core.remainder, waiting = tuple(waiting[cut + 1 :]), waiting[:cut]
+    while waiting and waiting[0].startswith("-"):
+        flag, equals, value = waiting[0].partition("=")
+        if flag == "--workspace":
+            waiting.pop(0)
+            core.workspace = value if equals else waiting.pop(0) if waiting else ""
+            if not core.workspace:
+                raise refuse("--workspace needs a folder: --workspace=DIR")
+        elif flag in {"--help", "-h", "--list", "-l"}:
+            waiting.pop(0)
+            # A word behind it is what the help, or the list, is asked for.
+            named = value if equals else waiting.pop(0) if waiting and not waiting[0].startswith("-") else True
+            if flag in {"--help", "-h"}:
+                core.help = named
+            else:
+                core.list = named
+        elif waiting[0] in {"--version", "-V"}:
+            waiting.pop(0)
+            core.version = True
+        else:
+            break
+    core.rest = tuple(waiting)
+    return core

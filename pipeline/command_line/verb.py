@@ -1,4 +1,4 @@
-"""A verb: one function with a docstring, made a task of Invoke.
+"""A verb: one function with a docstring, run by ``tma`` and, as a task, by stock Invoke.
 
 The function's signature says which options there are (``Annotated[type, Option(help)]``; a default makes it optional,
 a bool is a flag), its docstring is the help. ``--json`` is added to every verb, ``--dry-run`` to those that change
@@ -15,16 +15,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
-from invoke.context import Context
-from invoke.exceptions import Exit
-from invoke.parser.argument import Argument
-from invoke.tasks import Task
-
-from pipeline.command_line.bug_report import report
 from pipeline.command_line.output import Answer, Output
 from pipeline.command_line.words import GUARD, Option, TaskWords, refuse
 from pipeline.errors import (
@@ -163,22 +158,26 @@ class Command:
             raise UsageError(f"the name typed is not {customer}: nothing was done")
 
 
-class Verb(Task):  # type: ignore[type-arg]
-    """A task whose words are read by :mod:`pipeline.command_line.words` and whose errors end in an exit code."""
+class Verb:
+    """A function with its options; whatever happens in it is printed, and ends in an exit code."""
 
     def __init__(
         self, body: Callable[..., Answer], *, name: str, group: str, changes: bool, asks: bool, dry_run: bool
     ) -> None:
-        super().__init__(body, name=name.rpartition(".")[2], positional=(), auto_shortflags=False)
+        self.body = body
         self.path = name
         self.group = group
-        self.position = 0
         self.changes = changes
         self.asks = asks
-        self.options = {
-            **_options(body),
-            **({"dry-run": DRY_RUN} if dry_run else {}),
-            **({"yes": YES} if asks else {}),
+        self._rehearsed = dry_run
+
+    @cached_property
+    def options(self) -> dict[str, Option]:
+        """The options by name, in the order of the help; read from the signature when first asked for."""
+        return {
+            **_options(self.body),
+            **({"dry-run": DRY_RUN} if self._rehearsed else {}),
+            **({"yes": YES} if self.asks else {}),
             "json": JSON,
         }
 
@@ -198,43 +197,31 @@ class Verb(Task):  # type: ignore[type-arg]
         first = next(iter(self.options))
         return TaskWords(self.path, self.options, None if self.options[first].flag else first)
 
-    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
-        """Invoke's own view of the options: no positions and no short flags, which it would misread."""
-        return [
-            Argument(
-                name=option.name,
-                # An attribute of the option's own name would be an alias of itself, which Invoke follows for ever.
-                attr_name=option.name.replace("-", "_") if "-" in option.name else None,
-                kind=bool if option.flag else list if option.several else str,
-                default=False if option.flag else None,
-                help=option.help,
-            )
-            for option in self.options.values()
-        ]
+    def run(self, settings: Mapping[str, str], given: Mapping[str, Any]) -> int:
+        """Runs the verb, prints, and gives the exit code; raises nothing.
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the verb and prints; gives the result, or raises :class:`invoke.Exit` with the exit code."""
-        context: Context = args[0]
-        settings = dict(context.config.get("tma", {}))
+        ``given`` leads from an option's name, or its parameter's, to what was typed; ``settings`` are ``program``,
+        ``workspace``, ``search_from``, ``fallback``, ``tasks``, and ``dry``, which says that Invoke was told to run nothing.
+        """
+        given = {name.replace("-", "_"): value for name, value in given.items()}
         output = Output(
-            as_json=bool(kwargs.get("json")),
+            as_json=bool(given.get("json")),
             program=settings.get("program", "invoke"),
             tasks=settings.get("tasks", "").split(),
         )
-        command = Command(self, settings, output, kwargs)
+        command = Command(self, settings, output, given)
         output.workspace = command.find_folder()
         try:
             with stoppable():
-                self._refuse_invokes_dry_run(context)
+                self._refuse_invokes_dry_run(settings)
                 with contextlib.redirect_stdout(sys.stderr):
-                    answer = self.body(command, **self._arguments(kwargs))
+                    answer = self.body(command, **self._arguments(given))
             output.result(answer)
         except (Exception, KeyboardInterrupt) as error:
-            shown = self._as_ours(error, command, kwargs)
+            shown = self._as_ours(error, command, given)
             output.error(shown)
-            raise Exit(code=shown.exit_code) from None
-        self.times_called += 1
-        return answer
+            return shown.exit_code
+        return 0
 
     def _arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
@@ -264,10 +251,10 @@ class Verb(Task):  # type: ignore[type-arg]
             raise refuse(f"{self.path}: {option.typed} {error}") from None
         return tuple(converted) if option.several else converted[0]
 
-    def _refuse_invokes_dry_run(self, context: Context) -> None:
+    def _refuse_invokes_dry_run(self, settings: Mapping[str, str]) -> None:
         # Invoke's --dry (also INVOKE_RUN_DRY and `run: dry` in its files) promises that nothing runs, and stops only
         # its own `run`.
-        if self.changes and context.config.get("run", {}).get("dry"):
+        if self.changes and settings.get("dry"):
             raise refuse(f"{self.path}: Invoke's own dry mode has no meaning here: write {self.path} … --dry-run")
 
     def _as_ours(self, error: BaseException, command: Command, given: Mapping[str, Any]) -> PipelineError:
@@ -282,6 +269,8 @@ class Verb(Task):  # type: ignore[type-arg]
                 state=_state(command.acting),
                 next_commands=["invoke status"] if command.acting else [],
             )
+        from pipeline.command_line.bug_report import report
+
         options = [name for name, value in given.items() if value not in (None, [], False)]
         return report(
             error,
@@ -291,6 +280,25 @@ class Verb(Task):  # type: ignore[type-arg]
             changing=command.acting,
             conceal=command.conceal,
         )
+
+
+class Verbs(Mapping[str, TaskWords]):
+    """The words of verbs by name, each read from its verb's signature only when it is asked for."""
+
+    def __init__(self, verbs: Iterable[Verb]) -> None:
+        self._verbs = {verb.path: verb for verb in verbs}
+
+    def __getitem__(self, name: str) -> TaskWords:
+        return self._verbs[name].words
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._verbs)
+
+    def __len__(self) -> int:
+        return len(self._verbs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._verbs
 
 
 def verb(

@@ -1,14 +1,14 @@
 """What the typed words mean: ``promote acme``, ``customer=acme`` and ``--customer acme`` alike; anything else refused.
 
 Pure: words in, words out. Invoke's own parser takes ``--dryrun`` for a value, lets a value be mistaken for a flag, and
-gives flags of its own (``--dry``) a meaning that is not ours; so every word is read here first, and Invoke is then
-given only the one form that it cannot misread: ``--key=`` + :data:`GUARD` + value.
+gives flags of its own (``--dry``) a meaning that is not ours; so every word is read here first. ``tma`` then calls the
+verb with what was given; stock Invoke gets only the one form that it cannot misread: ``--key=`` + :data:`GUARD` + value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import UsageError
@@ -59,11 +59,16 @@ class TaskWords:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: ``task`` None means the list of tasks; ``words`` are safe to hand to Invoke."""
+    """What was asked for: ``task`` None means the list of tasks.
+
+    ``given`` leads from an option's name to its texts, or to True or False for a flag; ``words`` say the same in the form
+    that is safe to hand to Invoke.
+    """
 
     task: str | None
     words: tuple[str, ...] = ()
     help: bool = False
+    given: Mapping[str, list[str] | bool] = field(default_factory=dict)
 
 
 def refuse(sentence: str) -> UsageError:
@@ -115,7 +120,9 @@ def read(words: Sequence[str], tasks: Mapping[str, TaskWords], *, help_for: str 
     task = find_task(name, tasks)
     if any(word in {"--help", "-h"} for word in rest):
         return Request(task.name, help=True)
-    return Request(task.name, (task.name, *_Reader(task, tasks).read(rest)))
+    reader = _Reader(task, tasks)
+    words_for_invoke = reader.read(rest)
+    return Request(task.name, (task.name, *words_for_invoke), given={**reader.values, **reader.flags})
 
 
 def _flag_before_task(flag: str, rest: Sequence[str], tasks: Mapping[str, TaskWords]) -> str:

@@ -59,6 +59,15 @@ class Database(Protocol):
         """
         ...
 
+    def claim(self, fence: int, run: str) -> None:
+        """Raises the fence, so that every run with a lower one is refused from now on; makes the tables when missing.
+
+        Refused (:func:`pipeline.errors.overtaken`) when a higher one was seen; the same one again changes nothing.
+        Locked when a script of another run is at work, Unreachable when the database cannot be reached or the
+        connection was lost: it is safe to do again.
+        """
+        ...
+
     def backup(self, label: str) -> BackupTaken:
         """A backup named ``label`` on the host, read back before it counts.
 

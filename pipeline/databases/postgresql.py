@@ -137,6 +137,19 @@ class PostgresqlDatabase:
         finally:
             self._roll_back()
 
+    def claim(self, fence: int, run: str) -> None:
+        """See :meth:`pipeline.databases.Database.claim`."""
+        try:
+            self._claim(fence, run)
+        except _Lost:
+            raise self._errors.not_claimed("the server ended the connection") from None
+        except psycopg.Error as error:
+            if self._connection_lost():
+                raise self._errors.not_claimed(_said(error)) from None
+            raise self._unreadable(error) from None
+        finally:
+            self._roll_back()
+
     def backup(self, label: str) -> BackupTaken:
         """See :meth:`pipeline.databases.Database.backup`."""
         label = self._errors.label(label)

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from pipeline.content import script_checksum
 from pipeline.databases import HISTORY_FORMAT
-from pipeline.errors import Failed, Locked, PartlyDone, PipelineError, Reason, Refused, Unreachable, UsageError
+from pipeline.errors import (
+    OVERTAKEN,
+    Failed,
+    Locked,
+    PartlyDone,
+    PipelineError,
+    Reason,
+    Refused,
+    Unreachable,
+    UsageError,
+)
 from pipeline.model import Script
 
 ROLLED_BACK = "Nothing of this script was committed; the scripts before it stay applied, as the history says."
@@ -138,9 +148,18 @@ class ScriptErrors:
         """A runner that a later one has overtaken."""
         return Refused(
             f"this run is no longer the one that may change {self.place}.",
-            reasons=[Reason(f"its fence is {fence}, and {highest} was seen here since", self.place)],
+            reasons=[Reason(f"its fence is {fence}, and {highest} was seen here since", self.place, OVERTAKEN)],
             next_commands=[self.history],
             details={"fence": fence, "highest": highest},
+        )
+
+    def not_claimed(self, message: str) -> Unreachable:
+        """The connection broke while the fence was being raised; whether it was is not known, and it may be done again."""
+        return Unreachable(
+            f"the connection to {self.place} was lost while its fence was raised.",
+            reasons=[Reason(self.clean(message), self.place)],
+            state="The fence is raised or it is not; raising it again is safe.",
+            next_commands=["the same command again"],
         )
 
     def newer(self, found: int) -> Refused:

@@ -88,6 +88,16 @@ class SqliteDatabase:
             return bool(answer["applied"])
         raise self._trouble(answer, script, fence)
 
+    def claim(self, fence: int, run: str) -> None:
+        """See :meth:`pipeline.databases.Database.claim`."""
+        request = {"operation": "claim", "path": self._path, "fence": fence}
+        try:
+            answer = self._ask(request, timeout=_QUICK)
+        except LineCut as cut:
+            raise self._errors.not_claimed(str(cut)) from None
+        if not answer["ok"]:
+            raise self._trouble(answer, None, fence)
+
     def backup(self, label: str) -> BackupTaken:
         """See :meth:`pipeline.databases.Database.backup`. A file that does not exist yet is kept as an empty database."""
         target = posixpath.join(self._backups, self._errors.label(label) + ".sqlite")

@@ -1,4 +1,4 @@
-"""Runs on the host, fed to its ``python3``: migration history, one script, or a backup of a SQLite database.
+"""Runs on the host, fed to its ``python3``: migration history, one script, a backup, or the fence of a SQLite database.
 
 Self-contained: only the standard library of Python 3.7 or newer (annotations are never evaluated), nothing of this
 package. One JSON request comes on standard input and one JSON answer leaves on standard output; ``{"ok": false, "kind":
@@ -203,6 +203,16 @@ def apply(request: dict[str, Any]) -> dict[str, Any]:
         connection.close()
 
 
+def raise_fence(request: dict[str, Any]) -> dict[str, Any]:
+    """Raises the fence and nothing else."""
+    connection = connect(request["path"], request["patience"], make=True)
+    try:
+        claim(connection, request["fence"])
+        return {}
+    finally:
+        connection.close()
+
+
 def claim(connection: sqlite3.Connection, fence: int) -> None:
     """Begins the transaction for a script, under this fence.
 
@@ -302,7 +312,8 @@ def main() -> None:
     request = json.loads(sys.stdin.buffer.read().decode("utf-8"))
     answer: dict[str, Any] = {"ok": True}
     try:
-        answer.update({"history": history, "apply": apply, "backup": backup}[request["operation"]](request))
+        operations = {"history": history, "apply": apply, "backup": backup, "claim": raise_fence}
+        answer.update(operations[request["operation"]](request))
     except Trouble as trouble:
         answer = dict(trouble.facts, ok=False, kind=trouble.kind, message=str(trouble))
     except (sqlite3.Error, OSError) as error:

@@ -6,11 +6,27 @@ say() {
 
 echo "now $(date -u +%s)"
 echo "user $(id -un 2>/dev/null || id -u)"
-for tool in tar sha256sum find sort comm sed ln readlink df sync cp date mktemp flock tr; do
+for tool in awk cmp cp cut date df find ln mktemp mv od readlink sed sha256sum sort stat sync tail tar tr xargs; do
     command -v "$tool" >/dev/null 2>&1 || echo "missing $tool"
 done
 if mv -T 2>&1 | grep -q 'invalid option\|illegal option\|unrecognized option'; then
     echo 'missing mv -T'
+fi
+# What protects us and is not everywhere, with what is done where it is not.
+[ -n "$tma_flock" ] ||
+    echo 'substitute there is no flock: links take its place; they do not see what a killed step has left running'
+command -v setsid >/dev/null 2>&1 ||
+    echo 'substitute there is no setsid: nohup keeps a step running when the connection is lost'
+timeout -k 5 9 true 2>/dev/null ||
+    echo 'substitute there is no timeout: a command that does not end holds the deployment until it is stopped by hand'
+sync -f / 2>/dev/null ||
+    echo 'substitute sync takes no names: everything is flushed to the disks, which may take longer'
+if command -v selinuxenabled >/dev/null 2>&1 && selinuxenabled; then
+    if command -v restorecon >/dev/null 2>&1; then
+        echo 'substitute SELinux is on: the files of a release get their labels by restorecon'
+    else
+        echo 'missing restorecon'
+    fi
 fi
 
 # The folder that exists already, for the free space.
@@ -53,10 +69,10 @@ fi
 for name in * .[!.]* ..?*; do
     [ -e "$name" ] || [ -L "$name" ] || continue
     case $name in
-    releases | shared | journal | backups | incoming)
+    releases | shared | journal | backups | incoming | lists)
         if [ -L "$name" ] || [ ! -d "$name" ]; then
             say "foreign $name is not a folder"
-        elif [ -z "$last" ] && [ -n "$(ls -A "$name")" ]; then
+        elif [ -z "$last" ] && [ "$name" != incoming ] && [ -n "$(ls -A "$name")" ]; then
             say "foreign $name holds $(ls -A "$name" | sed -n 1p), and there is no deployment journal"
         fi
         ;;
@@ -120,3 +136,18 @@ if [ -n "$last" ] && [ -z "$damage" ]; then
     fi
 fi
 [ -z "$damage" ] || say "journal_damage $damage"
+
+# The release that serves against the list that was verified last: what has the same size, date, mode and inode is not read.
+serving=$(readlink current 2>/dev/null) || exit 0
+serving=${serving#releases/}
+if [ -f "lists/$serving" ] && [ -d "releases/$serving" ]; then
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    survey "$folder/releases/$serving" "$scratch/found" "$folder/lists/$serving"
+    if ! cmp -s "$folder/lists/$serving" "$scratch/found"; then
+        cut -f 1 "lists/$serving" >"$scratch/expected"
+        differences "$scratch/expected" "$scratch/found" | sed 's/^/drift /'
+    fi
+    echo 'compared'
+    echo "list $(survey_digest "$scratch/found")"
+fi

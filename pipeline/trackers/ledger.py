@@ -77,6 +77,9 @@ def sentence(record: Record) -> str:
             return f"{by} closed ticket {record.tickets[0].id}"
         case "deployment-started":
             return f"{by} began {_deployment(record)}"
+        case "deployment-partly-done":
+            hosts = ", ".join(f"{host} runs {release or 'nothing'}" for host, release in details["hosts"].items())
+            return f"{_deployment(record)}: partly done; {hosts}"
         case "deployment-finished":
             outcome = {"ok": "done", "failed": "failed", "unknown": "outcome unknown"}[record.outcome or "unknown"]
             tail = ""

@@ -11,7 +11,7 @@ behind in the background does not hold the call up.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,19 @@ PIECE = 32 * 1024
 TIMED_OUT = 124
 """Exit code of a script that was ended because its time was up, as GNU ``timeout`` gives it."""
 
+SILENCE = 60.0
+"""Seconds without a word of a script that should speak every few seconds. A line that is cut, or a server that is frozen,
+is noticed within 15 seconds without it; but a loaded machine may keep a script from its turn for long."""
+
+KEPT_ERRORS = 64 * 1024
+"""Bytes kept of the error output of :meth:`Transport.stream`."""
+
 LARGEST_COMMAND = 120_000
 """Bytes of script and arguments together; Linux takes 131,072 in one argument (``MAX_ARG_STRLEN``)."""
+
+
+Take = Callable[[bool, bytes], None]
+"""Given output as it comes: whether it is error output, and the bytes."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,29 @@ class Output:
         return data[-self._keep :]
 
 
+class Lines:
+    """Bytes in, whole lines out; the half line at the end waits for its other half."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._half = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Takes the next bytes."""
+        *whole, rest = data.split(b"\n")
+        for line in whole:
+            self._half += line
+            text = self._half.decode("utf-8", "surrogateescape")
+            self._half.clear()
+            self._on_line(text)
+        self._half += rest
+
+    def end(self) -> None:
+        """No more bytes come: what is left is a line too."""
+        if self._half:
+            self.add(b"\n")
+
+
 class LineCut(Exception):
     """The connection was lost while a script ran: it may have done all, some or nothing of its work.
 
@@ -102,6 +136,25 @@ class Transport(Protocol):
         collected; all of it when None. An exception out of the ``stdin`` iterable ends the script and is raised here.
         Raises :class:`LineCut` when the outcome is not known, :class:`pipeline.errors.Unreachable` when the script
         was not started.
+        """
+
+    def stream(
+        self,
+        script: str,
+        arguments: Sequence[str] = (),
+        *,
+        stdin: bytes | Iterable[bytes] = b"",
+        on_line: Callable[[str], None],
+        silence: float = SILENCE,
+    ) -> Result:
+        """As :meth:`run`, but each line of standard output goes to ``on_line`` as it comes, and no time limit holds.
+
+        A line is UTF-8 (other bytes as ``surrogateescape`` has them), without its newline; a last line without one
+        counts. ``stdout`` of the result is empty, ``stderr`` the last 64 KiB. The script must print something every
+        few seconds: :class:`LineCut` is raised when the line is cut, and when for ``silence`` seconds neither a byte of
+        output came nor a byte of the input was taken; the script may go on on the host then. Everything happens in the
+        calling thread: ``stdin`` must not wait for what never comes. An exception of ``on_line`` or of ``stdin`` is
+        raised.
         """
 
     def dial(self, address: str, port: int) -> socket.socket:

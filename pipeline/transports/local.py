@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from pipeline.errors import Unreachable
-from pipeline.transports import TIMED_OUT, Output, Result, check_command, pieces
+from pipeline.transports import (
+    KEPT_ERRORS,
+    PIECE,
+    SILENCE,
+    TIMED_OUT,
+    LineCut,
+    Lines,
+    Output,
+    Result,
+    Take,
+    check_command,
+)
 from pipeline.transports.relay import listening
 
 KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ")
@@ -23,7 +34,12 @@ KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ")
 GRACE = 2.0
 """Seconds without a byte after which output held open by a background process is no longer waited for."""
 
+LONGEST_GRACE = 10.0
+"""Seconds after which it is not waited for even if it goes on printing."""
+
 DIAL_TIMEOUT = 10.0
+LONGEST_WAIT = 1e6 if hasattr(os, "pidfd_open") else 0.1
+"""Seconds; where the system does not tell when a process ends, we look."""
 
 
 class LocalTransport:
@@ -48,10 +64,42 @@ class LocalTransport:
         keep: int | None = None,
     ) -> Result:
         """See :meth:`pipeline.transports.Transport.run`."""
+        out, wrong = Output(keep), Output(keep)
+        conversation = self._start(
+            script, arguments, stdin, lambda is_wrong, data: (wrong if is_wrong else out).add(data)
+        )
+        code = conversation.finish(timeout=timeout)
+        assert code is not None
+        return Result(code, out.last(), wrong.last(), conversation.timed_out, out.cut)
+
+    def stream(
+        self,
+        script: str,
+        arguments: Sequence[str] = (),
+        *,
+        stdin: bytes | Iterable[bytes] = b"",
+        on_line: Callable[[str], None],
+        silence: float = SILENCE,
+    ) -> Result:
+        """See :meth:`pipeline.transports.Transport.stream`."""
+        lines, wrong = Lines(on_line), Output(KEPT_ERRORS)
+        conversation = self._start(
+            script, arguments, stdin, lambda is_wrong, data: (wrong if is_wrong else lines).add(data)
+        )
+        code = conversation.finish(silence=silence)
+        if code is None:
+            raise LineCut(f"nothing was heard from a command on {self.name} for {silence:g} seconds")
+        lines.end()
+        return Result(code, b"", wrong.last())
+
+    def _start(
+        self, script: str, arguments: Sequence[str], stdin: bytes | Iterable[bytes], take: Take
+    ) -> _Conversation:
         check_command(script, arguments)
         try:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", script, "sh", *arguments],
+                bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -61,7 +109,7 @@ class LocalTransport:
             )
         except OSError as error:
             raise Unreachable(f"no command can be run on {self.name}.", reasons=[str(error)]) from error
-        return _Conversation(process, keep).finish(stdin, timeout)
+        return _Conversation(process, stdin, take)
 
     def dial(self, address: str, port: int) -> socket.socket:
         """See :meth:`pipeline.transports.Transport.dial`."""
@@ -79,66 +127,99 @@ class LocalTransport:
 
 
 class _Conversation:
-    """One process and the three threads that keep its pipes from filling up."""
+    """One process; the calling thread feeds it and reads from it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], keep: int | None) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes | Iterable[bytes], take: Take) -> None:
         self.process = process
-        self.stdout, self.stderr = Output(keep), Output(keep)
-        self.heard = time.monotonic()
-        self.failure: list[BaseException] = []
+        self.timed_out = False
+        self._take = take
+        self._chunks = iter((stdin,) if isinstance(stdin, bytes) else stdin)
+        self._rest: memoryview | None = None
+        self._moved = time.monotonic()
+        self._ended: float | None = None
 
-    def finish(self, stdin: bytes | Iterable[bytes], timeout: float) -> Result:
+    def finish(self, *, timeout: float | None = None, silence: float | None = None) -> int | None:
+        """The exit code, 128 + n for signal n; None after ``silence`` seconds without a byte either way."""
         process = self.process
-        assert process.stdin and process.stdout and process.stderr
-        readers = [
-            threading.Thread(target=self._read, args=(pipe, into), daemon=True)
-            for pipe, into in ((process.stdout, self.stdout), (process.stderr, self.stderr))
-        ]
-        feeder = threading.Thread(target=self._feed, args=(process.stdin, stdin), daemon=True)
-        for thread in (*readers, feeder):
-            thread.start()
-        timed_out = False
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+        deadline = float("inf") if timeout is None else self._moved + timeout
+        with selectors.DefaultSelector() as selector, ExitStack() as pipes:
+            for pipe, event in ((process.stdin, "in"), (process.stdout, "out"), (process.stderr, "wrong")):
+                assert pipe
+                pipes.callback(_close, pipe)
+                os.set_blocking(pipe.fileno(), False)
+                mask = selectors.EVENT_WRITE if event == "in" else selectors.EVENT_READ
+                selector.register(pipe, mask, event)
+            end = _end_of(process)
+            if end is not None:
+                pipes.callback(os.close, end)
+                selector.register(end, selectors.EVENT_READ, "end")
+            try:
+                while self._turn(selector, deadline, silence):
+                    pass
+            except BaseException:
+                self._end()
+                raise
+            code = process.poll()
+        if code is None:
             self._end()
-        except BaseException:
+            return None
+        return TIMED_OUT if self.timed_out else 128 - code if code < 0 else code
+
+    def _turn(self, selector: selectors.BaseSelector, deadline: float, silence: float | None) -> bool:
+        """Waits for the next thing and deals with it; False when there is nothing more to wait for."""
+        now = time.monotonic()
+        ended = self.process.poll() is not None
+        if ended:
+            if not {key.data for key in selector.get_map().values()} & {"out", "wrong"}:
+                return False
+            self._ended = self._ended or now
+            deadline = self._ended + LONGEST_GRACE
+        until = min(deadline, self._moved + (GRACE if ended else silence or float("inf")))
+        for key, _ in selector.select(max(0.0, min(until - now, LONGEST_WAIT))):
+            self._deal_with(selector, key)
+            until = min(deadline, self._moved + (GRACE if ended else silence or float("inf")))
+        if time.monotonic() < until:
+            return True
+        if not ended and deadline <= until:
+            self.timed_out = True
             self._end()
-            raise
-        self.heard = time.monotonic()
-        for reader in readers:
-            while reader.is_alive() and time.monotonic() - self.heard < GRACE:
-                reader.join(0.05)
-        feeder.join(GRACE)
-        # A reader still waiting belongs to a background process that keeps the pipe; its thread closes it at the end.
-        if self.failure:
-            raise self.failure[0]
-        code = process.returncode
-        stdout, stderr = self.stdout.last(), self.stderr.last()
-        code = TIMED_OUT if timed_out else 128 - code if code < 0 else code
-        return Result(code, stdout, stderr, timed_out, self.stdout.cut)
+            return True
+        return False
 
-    def _read(self, pipe: IO[bytes], into: Output) -> None:
-        with pipe, suppress(OSError, ValueError):
-            while data := os.read(pipe.fileno(), 65536):
-                into.add(data)
-                self.heard = time.monotonic()
+    def _deal_with(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+        if key.data == "end":
+            # What is still to be read was written before; only a process left behind writes later.
+            selector.unregister(key.fileobj)
+            self.process.wait()
+        elif key.data == "in":
+            if self.process.returncode is not None or not self._feed(key.fd):
+                selector.unregister(key.fileobj)
+                _close(key.fileobj)
+        else:
+            data = os.read(key.fd, 65536)
+            if data:
+                self._take(key.data == "wrong", data)
+            else:
+                selector.unregister(key.fileobj)
+        self._moved = time.monotonic()
 
-    def _feed(self, pipe: IO[bytes], stdin: bytes | Iterable[bytes]) -> None:
-        source = pieces(stdin)
-        # A process that stopped reading is not our error: its exit code says why.
-        with suppress(OSError), pipe:
-            while True:
-                try:
-                    piece = next(source, None)
-                except BaseException as error:
-                    self.failure.append(error)
-                    self._end()
-                    return
-                if piece is None:
-                    return
-                pipe.write(piece)
+    def _feed(self, pipe: int) -> bool:
+        """Writes what the pipe takes; False at the end of the input. A chunk goes before the next is asked for."""
+        if self._rest is None:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return False
+            self._rest = memoryview(chunk)
+        if len(self._rest):
+            try:
+                self._rest = self._rest[os.write(pipe, self._rest[:PIECE]) :]
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False  # a process that stopped reading is not our error: its exit code says why
+        if not len(self._rest):
+            self._rest = None
+        return True
 
     def _end(self) -> None:
         """Asks the process group to end, and after five seconds makes it."""
@@ -148,3 +229,16 @@ class _Conversation:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
                 return
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> int | None:
+    """A file descriptor that can be read once the process has ended; None where the system has none."""
+    try:
+        return os.pidfd_open(process.pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def _close(pipe: Any) -> None:
+    with suppress(OSError):
+        pipe.close()

@@ -11,10 +11,11 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import paramiko
 from fabric.config import Config
@@ -31,13 +32,17 @@ from paramiko.ssh_exception import (
 
 from pipeline.errors import ConfigurationError, PipelineError, Reason, Unreachable
 from pipeline.model import Host
-from pipeline.transports import TIMED_OUT, LineCut, Output, Result, check_command, pieces
+from pipeline.transports import KEPT_ERRORS, SILENCE, TIMED_OUT, LineCut, Lines, Output, Result, Take, check_command
+from pipeline.transports.become import Becoming
 from pipeline.transports.relay import as_socket, listening
 from pipeline.transports.ssh_connection import CONNECT_TIMEOUT, Connection, NotTrusted
+from pipeline.transports.ssh_session import LOST, Session
+from pipeline.transports.ssh_wire import ASK_AFTER
+
+if TYPE_CHECKING:
+    from pipeline.transports.host_key import OfferedKey
 
 DIAL_TIMEOUT = 10.0
-GRACE = 2.0
-"""Seconds without a byte after which output held open by a background process is no longer waited for."""
 OVERTIME = 20.0
 """Seconds beyond a script's own timeout before we stop waiting for the host to say that it ended it."""
 
@@ -48,8 +53,17 @@ if timeout -k 5 9 true 2>/dev/null; then timeout -k 5 "$seconds" sh -c "$script"
 else sh -c "$script" sh "$@"; fi
 exit $?
 """
-# The last line keeps this shell as the parent, which turns "killed by signal n" into 128 + n; without it, sshd reports
-# the signal itself and Paramiko gives -1, the same as for a cut line.
+# The last line keeps this shell as the parent, which turns "killed by signal n" into 128 + n whatever the server says.
+
+
+@lru_cache(maxsize=8)
+def _read_config(path: Path, *_stamps: int) -> paramiko.SSHConfig:
+    """The ssh_config, read once for all hosts."""
+    return paramiko.SSHConfig.from_path(str(path))
+
+
+def _no_secrets(reference: str) -> str:
+    raise ConfigurationError(f"{reference} is needed on a host, and nobody is there to look it up.")
 
 
 class SshTransport:
@@ -57,7 +71,8 @@ class SshTransport:
 
     ``ssh_config`` None means the user's ``~/.ssh/config``; ``known_hosts`` is the workspace's file; ``hint`` is added
     to every error about reaching the host. ``host.address`` may be an alias of the ssh_config; ``host.port`` and
-    ``host.user`` beat it. Raises ConfigurationError for an ssh_config that cannot be read.
+    ``host.user`` beat it. ``secret`` looks up the password of ``host.become``. Raises ConfigurationError for an
+    ssh_config that cannot be read.
     """
 
     overtime = OVERTIME
@@ -69,12 +84,14 @@ class SshTransport:
         ssh_config: Path | None = None,
         known_hosts: Path | None = None,
         hint: str | None = None,
+        secret: Callable[[str], str] = _no_secrets,
     ) -> None:
         path = ssh_config or Path.home() / ".ssh" / "config"
-        settings = paramiko.SSHConfig()
         try:
+            settings = paramiko.SSHConfig()
             if ssh_config is not None or path.exists():
-                settings = paramiko.SSHConfig.from_path(str(path))
+                stat = path.stat()
+                settings = _read_config(path, stat.st_mtime_ns, stat.st_size)
             self._connection = Connection(
                 host.address,
                 user=host.user,
@@ -91,6 +108,7 @@ class SshTransport:
             ) from error
         self._host = host
         self._hint = hint
+        self._secret = secret
         self._lock = threading.Lock()
 
     @property
@@ -109,24 +127,98 @@ class SshTransport:
         keep: int | None = None,
     ) -> Result:
         """See :meth:`pipeline.transports.Transport.run`. The login shell on the host must be a POSIX one."""
-        check_command(script, arguments)
-        # The one place where words become a line: SSH carries a command as one string (RFC 4254, 6.5).
-        line = shlex.join(["sh", "-c", BOUNDED, "sh", f"{timeout:g}", script, *arguments])
-        channel = self._session()
+        out, wrong = Output(keep), Output(keep)
         started = time.monotonic()
-        try:
-            channel.exec_command(line)
-        except (SSHException, EOFError, OSError) as error:
-            if self._connection.is_connected:
-                raise self._unreachable(error, "the server does not let us run commands") from error
-            raise LineCut(f"the connection to {self.name} was lost while a command was being started") from error
-        conversation = _Conversation(channel, keep)
-        code = conversation.finish(stdin, timeout + self.overtime)
-        if code is None:
-            raise LineCut(f"the connection to {self.name} was lost while a command ran")
-        stdout, stderr = conversation.stdout.last(), conversation.stderr.last()
+        code = self._execute(
+            ["sh", "-c", BOUNDED, "sh", f"{timeout:g}", script, *arguments],
+            stdin,
+            lambda is_wrong, data: (wrong if is_wrong else out).add(data),
+            timeout=timeout + self.overtime,
+        )
         timed_out = code in (TIMED_OUT, 128 + 9) and time.monotonic() - started >= timeout
-        return Result(TIMED_OUT if timed_out else code, stdout, stderr, timed_out, conversation.stdout.cut)
+        return Result(TIMED_OUT if timed_out else code, out.last(), wrong.last(), timed_out, out.cut)
+
+    def stream(
+        self,
+        script: str,
+        arguments: Sequence[str] = (),
+        *,
+        stdin: bytes | Iterable[bytes] = b"",
+        on_line: Callable[[str], None],
+        silence: float = SILENCE,
+    ) -> Result:
+        """See :meth:`pipeline.transports.Transport.stream`."""
+        lines, wrong = Lines(on_line), Output(KEPT_ERRORS)
+        code = self._execute(
+            ["sh", "-c", script, "sh", *arguments],
+            stdin,
+            lambda is_wrong, data: (wrong if is_wrong else lines).add(data),
+            silence=silence,
+        )
+        lines.end()
+        return Result(code, b"", wrong.last())
+
+    def _execute(
+        self,
+        words: Sequence[str],
+        stdin: bytes | Iterable[bytes],
+        take: Take,
+        *,
+        timeout: float | None = None,
+        silence: float | None = None,
+    ) -> int:
+        """The exit code; LineCut when it is not known."""
+        become = self._host.become
+        becoming = None
+        if become is not None:
+            becoming = Becoming(become.user, self._secret(become.password) if become.password else None)
+            words, take = becoming.words(words), becoming.take(take)
+        check_command("", words)
+        # The one place where words become a line: SSH carries a command as one string (RFC 4254, 6.5).
+        session = self._started(shlex.join(words))
+        given = becoming.stdin(stdin) if becoming else stdin
+        code = session.finish(given, take, timeout=timeout, silence=silence)
+        if session.refused:
+            raise self._unreachable(
+                SSHException("it refused to run a command"), "the server does not let us run commands"
+            )
+        if code is None:
+            raise LineCut(f"the connection to {self.name} was lost while a command ran: {self._why_lost()}")
+        if becoming is not None and not becoming.through:
+            raise Unreachable(
+                f"{self.name}: {self._connection.user} may not become {becoming.user}.",
+                reasons=[Reason(line, "sudo") for line in becoming.said()] or ["sudo said nothing"],
+                state="Nothing was run on this host.",
+                next_commands=[f"ssh {self._host.address} sudo -l   # shows what {self._connection.user} may do there"],
+            )
+        return code
+
+    def _started(self, line: str) -> Session:
+        """A session in which the command was asked for; once more on a new connection when it surely was not."""
+        for last in (False, True):
+            session = self._session()
+            try:
+                session.start(line)
+            except LOST as error:
+                if last:
+                    raise LineCut(
+                        f"the connection to {self.name} was lost while a command was being started"
+                    ) from error
+                self._connection.close()
+            else:
+                self._connection.transport.open_ahead()
+                return session
+        raise AssertionError
+
+    def _why_lost(self) -> str:
+        """The reason for a command without an outcome; a connection that seems to be dead is not used again."""
+        transport = self._connection.transport
+        if not self._connection.is_connected:
+            return str(transport.get_exception() or "the server closed it") if transport else "it was closed"
+        quiet = transport.wire.quiet
+        if quiet > 2 * ASK_AFTER:
+            self._connection.close()
+        return f"the command said nothing any more; the server itself was last heard {quiet:.0f} seconds ago"
 
     def dial(self, address: str, port: int) -> socket.socket:
         """See :meth:`pipeline.transports.Transport.dial`."""
@@ -136,6 +228,15 @@ class SshTransport:
         """See :meth:`pipeline.transports.Transport.forward`."""
         self._open()
         return listening(lambda: self._dial(address, port), port, f"{address}:{port} as seen from {self.name}")
+
+    def offered_keys(self) -> Iterator[OfferedKey]:
+        """See :func:`pipeline.transports.host_key.offered_keys`; Unreachable when a server on the way does not answer."""
+        from pipeline.transports.host_key import offered_keys
+
+        try:
+            yield from offered_keys(self._connection)
+        except (SSHException, OSError, EOFError) as error:
+            raise self._unreachable(error) from error
 
     def close(self) -> None:
         """Ends the connection."""
@@ -165,17 +266,29 @@ class SshTransport:
             except (SSHException, OSError, EOFError) as error:
                 raise self._unreachable(error) from error
 
-    def _session(self) -> paramiko.Channel:
+    def _session(self) -> Session:
         """A new session; nothing was run when it fails, so a connection that died while idle is opened once more."""
-        for last in (False, True):
+        pauses = [0.0, 0.05, 0.2, 0.6]
+        opened_again = False
+        while True:
             self._open()
             try:
-                return self._connection.transport.open_session(timeout=CONNECT_TIMEOUT)  # type: ignore[no-any-return]
-            except (SSHException, EOFError, OSError) as error:
-                if last or isinstance(error, ChannelException):
-                    raise self._unreachable(error, "the server opens no session") from error
-                self._connection.close()
-        raise AssertionError
+                session = self._connection.transport.next_session()
+                if session.opened(CONNECT_TIMEOUT):
+                    return session  # type: ignore[no-any-return]
+                session.discard()
+                error: Exception = SSHException("it was asked, and did not open one")
+                if session.refused and pauses:
+                    # Where one session at a time may be open, the last is perhaps not quite over.
+                    time.sleep(pauses.pop(0))
+                    continue
+                refused = session.refused
+            except LOST as raised:
+                error, refused = raised, False
+            if refused or opened_again:
+                raise self._unreachable(error, "the server opens no session") from error
+            opened_again = True
+            self._connection.close()
 
     def _unreachable(self, error: Exception, said: str = "") -> Unreachable:
         """Paramiko's and the system's exceptions in words: the only table of them."""
@@ -199,11 +312,14 @@ class SshTransport:
                 next_commands = ["load the key into an agent with ssh-add"]
             case AuthenticationException():
                 what = f"{self.name} did not let {there.user} in."
-                keys = there.connect_kwargs["key_filename"]
-                reasons = [Reason(f"{str(error).rstrip('.')}; keys tried: {', '.join(keys) or 'agent and ~/.ssh'}")]
+                reasons = [Reason(f"{str(error).rstrip('.')}; looked for keys in: {there.login.describe()}")]
             case IncompatiblePeer():
                 what = f"{self.name} offers only outdated cryptography that this tool does not speak."
                 reasons = [Reason(str(error))]
+                next_commands = [
+                    "have OpenSSH on the host updated to 7.2 or newer, or given an Ed25519 host key (ssh-keygen -A there,"
+                    " since 6.5) and its SHA-1, CBC and 3DES settings removed; then add the new host key"
+                ]
             case NoValidConnectionsError():
                 what = f"{self.name} cannot be reached."
                 reasons = [Reason(str(cause)) for cause in error.errors.values()]
@@ -223,66 +339,3 @@ class SshTransport:
         if self._hint:
             next_commands.append(self._hint)
         return Unreachable(what, reasons=reasons, state="Nothing was run on this host.", next_commands=next_commands)
-
-
-class _Conversation:
-    """One command's channel and the three threads that keep its streams moving."""
-
-    def __init__(self, channel: paramiko.Channel, keep: int | None) -> None:
-        self.channel = channel
-        self.stdout, self.stderr = Output(keep), Output(keep)
-        self.heard = time.monotonic()
-        self.failure: list[BaseException] = []
-
-    def finish(self, stdin: bytes | Iterable[bytes], timeout: float) -> int | None:
-        """The exit code; None when the outcome is not known."""
-        channel = self.channel
-        readers = [
-            threading.Thread(target=self._read, args=(channel.recv, self.stdout), daemon=True),
-            threading.Thread(target=self._read, args=(channel.recv_stderr, self.stderr), daemon=True),
-        ]
-        feeder = threading.Thread(target=self._feed, args=(stdin,), daemon=True)
-        try:
-            for thread in (*readers, feeder):
-                thread.start()
-            channel.status_event.wait(timeout)
-            code = channel.exit_status
-            self.heard = time.monotonic()
-            for reader in readers:
-                while code >= 0 and reader.is_alive() and time.monotonic() - self.heard < GRACE:
-                    reader.join(0.05)
-        finally:
-            # Ends the threads too, and at a timeout of ours or a Ctrl-C gives the script on the host its end of input.
-            with suppress(SSHException, EOFError, OSError):
-                channel.close()
-        feeder.join(GRACE)
-        if self.failure:
-            raise self.failure[0]
-        return int(code) if code >= 0 else None
-
-    def _read(self, receive: Any, into: Output) -> None:
-        with suppress(SSHException, EOFError, OSError):
-            while data := receive(65536):
-                into.add(data)
-                self.heard = time.monotonic()
-
-    def _feed(self, stdin: bytes | Iterable[bytes]) -> None:
-        source = pieces(stdin)
-        while True:
-            try:
-                piece = next(source, None)
-            except BaseException as error:
-                self._fail(error)
-                return
-            try:
-                if piece is None:
-                    self.channel.shutdown_write()
-                    return
-                self.channel.sendall(bytes(piece))
-            except (SSHException, EOFError, OSError):
-                return  # it stopped reading, or the line was cut: its exit code says which
-
-    def _fail(self, error: BaseException) -> None:
-        self.failure.append(error)
-        with suppress(SSHException, EOFError, OSError):
-            self.channel.close()

@@ -5,28 +5,36 @@ Stock Fabric accepts any host key (``AutoAddPolicy``), and a ``ProxyJump`` build
 
 from __future__ import annotations
 
+import random
 import shlex
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import paramiko
 from fabric.config import Config
 from fabric.connection import Connection as FabricConnection
+from paramiko.common import cMSG_CHANNEL_OPEN, cMSG_GLOBAL_REQUEST
 from paramiko.ssh_exception import SSHException
 
 from pipeline.errors import ConfigurationError, Reason
 from pipeline.transports.known_hosts import HostKey, Trust, host_name, trust_for
+from pipeline.transports.ssh_login import Login
+from pipeline.transports.ssh_session import Session
+from pipeline.transports.ssh_wire import Wire
 
 CONNECT_TIMEOUT = 15
-KEEPALIVE = 5
-"""Seconds between keepalives: without data under way the kernel never notices that a line was cut."""
-SILENCE = 10
+UNACKNOWLEDGED = 8
 """Seconds that data may stay unacknowledged (``TCP_USER_TIMEOUT``) before the connection counts as lost."""
-ATTEMPTS = 5
-"""Tries to get the server's banner, with rising pauses (3 s together): sshd drops connections at MaxStartups."""
+ATTEMPTS = 7
+"""Tries to get the server's banner, with rising pauses (12 s together): sshd drops connections at MaxStartups."""
+
+
+def _called(name: str) -> Callable[[paramiko.Channel, Any], None]:
+    return lambda channel, message: getattr(channel, name)(message)
 
 
 class _Transport(paramiko.Transport):
@@ -45,6 +53,96 @@ class _Transport(paramiko.Transport):
         "hmac-sha2-256",
         "hmac-sha2-512",
     )
+    # Paramiko's own table calls its Channel's functions, whatever class a channel is of.
+    _channel_handler_table: ClassVar[dict[int, Any]] = {
+        number: _called(function.__name__)
+        for number, function in paramiko.Transport._channel_handler_table.items()  # type: ignore[attr-defined]
+    }
+
+    def __init__(self, carrier: Any, **options: Any) -> None:
+        self.wire = Wire(carrier)
+        super().__init__(self.wire, **options)  # type: ignore[arg-type]
+        self._ahead: list[Session] = []
+        self._may_ask_ahead = True
+
+    @property
+    def is_openssh(self) -> bool:
+        """Whether the server is OpenSSH, of which is known what it takes before it has answered."""
+        return "OpenSSH" in self.remote_version
+
+    def open_ahead(self) -> None:
+        """Asks for the next session before it is needed, even before we are let in: one round trip less.
+
+        OpenSSH takes that up once the login is through, and passes it over when it is not.
+        """
+        if self.is_openssh and self._may_ask_ahead and not self._ahead:
+            self._ahead.append(self.begin_session())
+
+    def forget_ahead(self) -> None:
+        """The login failed: what was asked for meanwhile was passed over and will never be answered."""
+        self._ahead.clear()
+
+    def next_session(self) -> Session:
+        """The session that was asked for ahead, if it can be used, or a new one; EOFError when the line has ended."""
+        if self.wire.ended():
+            raise EOFError("the server closed the connection")
+        with suppress(IndexError):
+            session = self._ahead.pop()
+            if session.opened(CONNECT_TIMEOUT):
+                return session
+            # A server may open one session at a time (MaxSessions).
+            self._may_ask_ahead = not session.refused
+        return self.begin_session()
+
+    def send_surely(self, message: paramiko.Message) -> None:
+        """Sends a message, or raises: then the server was not given it whole. Paramiko drops one without a word."""
+        paramikos: Any = self
+        while True:
+            self.clear_to_send.wait(1)
+            if not self.active:
+                raise EOFError("the connection was lost")
+            with self.clear_to_send_lock:
+                if self.clear_to_send.is_set():
+                    paramikos._send_message(message)
+                    return
+
+    def watch(self) -> None:
+        """From now on the server must answer when it is asked for a sign of life."""
+        self.wire.ask = self._ask
+
+    def _ask(self) -> None:
+        # While keys are exchanged nothing may be sent, and the exchange has a time limit of its own.
+        if self.clear_to_send.is_set():
+            message = paramiko.Message()
+            message.add_byte(cMSG_GLOBAL_REQUEST)
+            message.add_string("keepalive@openssh.com")
+            message.add_boolean(True)
+            paramikos: Any = self
+            paramikos._send_user_message(message)
+
+    def begin_session(self) -> Session:
+        """A session that was asked for; the answer is not waited for."""
+        paramikos: Any = self  # its types leave out what is not public
+        with self.lock:
+            number = paramikos._next_channel()
+            session: Any = Session(number)
+            paramikos._channels.put(number, session)
+            paramikos.channel_events[number] = session
+            self.channels_seen[number] = True
+            session._set_transport(self)
+            session._set_window(self.default_window_size, self.default_max_packet_size)
+        message = paramiko.Message()
+        message.add_byte(cMSG_CHANNEL_OPEN)
+        message.add_string("session")
+        for value in (number, session.in_window_size, session.in_max_packet_size):
+            message.add_int(value)
+        paramikos._send_user_message(message)
+        return session  # type: ignore[no-any-return]
+
+
+def _dropped(error: SSHException) -> bool:
+    """Whether the server ended the connection instead of saying who it is; silence is not that."""
+    return "protocol banner" in str(error) and isinstance(error.__context__, EOFError | ConnectionError)
 
 
 class NotTrusted(SSHException):
@@ -83,6 +181,8 @@ class Connection(FabricConnection):
     ssh_config: Any = None
     connect_kwargs: Any = None
     gateway: Any = None
+    user: Any = None
+    login: Any = None
     user_known_hosts: Any = None
     config_folder: Any = None
 
@@ -106,16 +206,21 @@ class Connection(FabricConnection):
         self.trust = trust_for(name, self._known_hosts_files(), pinned=host_key, pinned_source=f"host_key of {host}")
         self.client = paramiko.SSHClient()
         self.client.set_missing_host_key_policy(_KnownKeysOnly(self.trust))
-        keys = [str(self._path(name)) for name in self.ssh_config.get("identityfile", [])]
-        only = self.ssh_config.get("identitiesonly", "no") == "yes"
+        self.login = Login(
+            self.user,
+            [self._path(name) for name in self.ssh_config.get("identityfile", [])],
+            only=self.ssh_config.get("identitiesonly", "no") == "yes",
+        )
         self.connect_kwargs = {
-            "key_filename": keys,
-            "allow_agent": not only,
-            "look_for_keys": not only and not keys,
+            "auth_strategy": self.login,
             "transport_factory": self._new_transport,
             "banner_timeout": CONNECT_TIMEOUT,
             "auth_timeout": CONNECT_TIMEOUT,
         }
+
+    def resolve_connect_kwargs(self, connect_kwargs: Any) -> dict[str, Any]:
+        """None of Fabric's: the login takes what it needs from the ssh_config by itself."""
+        return {}
 
     def _path(self, text: str) -> Path:
         """``~`` expanded; a relative path counts from the folder of the ssh_config, wherever the command is typed."""
@@ -184,21 +289,31 @@ class Connection(FabricConnection):
                 break
             except SSHException as error:
                 self.client.close()
-                if "protocol banner" not in str(error) or attempt == ATTEMPTS:
+                if not _dropped(error) or attempt == ATTEMPTS:
                     raise
-                time.sleep(0.1 * 2**attempt)
+                # Not all together: the others that were dropped try again as well.
+                time.sleep(0.1 * 2**attempt * random.uniform(0.7, 1.3))  # noqa: S311
             except BaseException:
                 self.client.close()
                 raise
-        self.transport.set_keepalive(KEEPALIVE)
+        self.transport.watch()
         return result
+
+    def open_gateway(self) -> Any:
+        """A channel to this host through the jump host, or a ProxyCommand."""
+        if not isinstance(self.gateway, Connection):
+            return super().open_gateway()  # type: ignore[no-untyped-call]
+        self.gateway.open()
+        return self.gateway.transport.open_channel(
+            "direct-tcpip", (self.host, self.port), ("127.0.0.1", 0), timeout=CONNECT_TIMEOUT
+        )
 
     def _socket(self) -> socket.socket:
         sock = socket.create_connection((self.host, self.port), timeout=CONNECT_TIMEOUT)
         # Without NODELAY a command takes 48 ms instead of 5.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED * 1000)
         return sock
 
     def close(self) -> None:

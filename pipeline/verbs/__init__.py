@@ -5,12 +5,25 @@ workflow is imported inside the functions, so that a list or a help is there at 
 """
 
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from pipeline.command_line.program import collect, run
+from pipeline.command_line.program import run
 from pipeline.command_line.verb import Verb
-from pipeline.verbs import demo, deployment, development, line, overview, product, release, sign_off, ticket, upkeep
+from pipeline.verbs import (
+    demo,
+    deployment,
+    development,
+    drift,
+    line,
+    overview,
+    product,
+    release,
+    sign_off,
+    ticket,
+    upkeep,
+)
 
-MODULES: tuple[ModuleType, ...] = (product, line, release, deployment, sign_off, overview, ticket, upkeep, demo)
+MODULES: tuple[ModuleType, ...] = (product, line, release, deployment, sign_off, overview, drift, ticket, upkeep, demo)
 if development.in_checkout():
     MODULES = (*MODULES, development)
 
@@ -18,13 +31,25 @@ VERBS: tuple[Verb, ...] = tuple(
     value for module in MODULES for value in vars(module).values() if isinstance(value, Verb)
 )
 
-namespace = collect(VERBS)
-"""The collection that ``tasks.py`` hands to Invoke, and that ``tma`` runs."""
+if TYPE_CHECKING:
+    from invoke.collection import Collection
+
+    namespace: Collection
+    """The collection that ``tasks.py`` hands to Invoke; made when first asked for, since ``tma`` does without Invoke."""
+
+
+def __getattr__(name: str) -> Any:
+    if name != "namespace":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pipeline.command_line.invoked import collect
+
+    globals()["namespace"] = made = collect(VERBS)
+    return made
 
 
 def main(argv: list[str] | None = None) -> None:
     """The console script ``tma``."""
-    run(namespace, argv)
+    run(VERBS, argv)
 
 
 __all__ = ["MODULES", "VERBS", "main", "namespace"]

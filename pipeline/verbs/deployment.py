@@ -9,6 +9,10 @@ from pipeline.command_line.output import Answer
 from pipeline.command_line.verb import Command, verb
 from pipeline.command_line.words import Option
 
+AcceptDrift = Annotated[
+    str | None, Option("why what was changed on the hosts may be gone over; it is recorded", value="REASON")
+]
+Wait = Annotated[bool, Option("queue until no other run holds the environment, then decide anew")]
 NeededEnvironment = Annotated[str, Option("test, integration or production", value="ENV")]
 
 
@@ -32,6 +36,8 @@ def deploy(
     release: ReleaseName = None,
     env: Annotated[str, Option("test or integration; production is for promote", value="ENV")] = "test",
     ticket: Tickets = (),
+    accept_drift: AcceptDrift = None,
+    wait: Wait = False,
 ) -> Answer:
     """Deploys a release to test or integration, and asks for the customer's sign-off.
 
@@ -40,27 +46,50 @@ def deploy(
     from pipeline.workflow import deployments
 
     return deployments.deploy(
-        command.session, customer=customer, release=release, environment=env, tickets=ticket, dry_run=command.dry_run
+        command.session,
+        customer=customer,
+        release=release,
+        environment=env,
+        tickets=ticket,
+        accept_drift=accept_drift,
+        wait=wait and not command.dry_run,
+        dry_run=command.dry_run,
     )
 
 
 @verb("Go to production", "promote", asks=True)
-def promote(command: Command, customer: Customer, release: ReleaseName = None) -> Answer:
+def promote(
+    command: Command,
+    customer: Customer,
+    release: ReleaseName = None,
+    accept_drift: AcceptDrift = None,
+    wait: Wait = False,
+) -> Answer:
     """Deploys to production exactly what the customer has signed off on test.
 
     Asks to retype the customer's name; anything but the signed-off content is refused, with every reason.
+    accept-drift= is for changes on production's own hosts, never for those on test.
     """
     from pipeline.workflow import deployments
 
     def run(*, dry_run: bool) -> Answer:
-        return deployments.promote(command.session, customer=customer, release=release, dry_run=dry_run)
+        return deployments.promote(
+            command.session,
+            customer=customer,
+            release=release,
+            accept_drift=accept_drift,
+            wait=wait and not command.dry_run,
+            dry_run=dry_run,
+        )
 
     command.ask_before("production", customer, lambda: run(dry_run=True))
     return run(dry_run=command.dry_run)
 
 
 @verb("Go to production", "rollback", asks=True)
-def rollback(command: Command, customer: Customer, env: NeededEnvironment, ticket: Tickets = ()) -> Answer:
+def rollback(
+    command: Command, customer: Customer, env: NeededEnvironment, ticket: Tickets = (), wait: Wait = False
+) -> Answer:
     """Returns an environment to the release before, skipping any that was rolled back from.
 
     The ticket is the deployment's own unless given. Production asks to retype the customer's name.
@@ -69,11 +98,28 @@ def rollback(command: Command, customer: Customer, env: NeededEnvironment, ticke
 
     def run(*, dry_run: bool) -> Answer:
         return deployments.rollback(
-            command.session, customer=customer, environment=env, tickets=ticket, dry_run=dry_run
+            command.session,
+            customer=customer,
+            environment=env,
+            tickets=ticket,
+            wait=wait and not command.dry_run,
+            dry_run=dry_run,
         )
 
     command.ask_before(env, customer, lambda: run(dry_run=True))
     return run(dry_run=command.dry_run)
+
+
+@verb("Upkeep", "lock.status", changes=False)
+def lock_status(
+    command: Command,
+    customer: Customer,
+    env: Annotated[str | None, Option("only this environment; all of them by default", value="ENV")] = None,
+) -> Answer:
+    """Shows who holds an environment, where, since when, and whether that run lives; and what to do next."""
+    from pipeline.workflow import deployments
+
+    return deployments.lock_status(command.session, customer=customer, environment=env)
 
 
 @verb("Upkeep", "lock.release")
@@ -88,7 +134,8 @@ def release_lock(
 ) -> Answer:
     """Frees an environment that a dead run still holds, or that a failed way back has quarantined.
 
-    An open deployment is not freed: the same command resumes it, rollback brings it back. Where neither can be done,
+    The run that held it is refused from then on, by every host and database that can be reached (the rest is named). An
+    open deployment is not freed: the same command resumes it, rollback brings it back. Where neither can be done,
     installed= keeps what the hosts hold, once every file there was compared.
     """
     from pipeline.workflow import deployments

@@ -26,6 +26,13 @@ LINTERS = (
 )
 
 
+def _a_count(text: str) -> int:
+    """A number from 1 on; ValueError otherwise."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"is a number from 1 on, not {text!r}")
+    return int(text)
+
+
 def in_checkout() -> bool:
     """Whether this package is a checkout of the project, with its tests."""
     return (ROOT / "pyproject.toml").is_file() and (ROOT / "tests").is_dir()
@@ -59,6 +66,26 @@ def lint(command: Command) -> Answer:
     for linter in LINTERS:
         _run(*linter)
     return _done("nothing to complain about")
+
+
+@verb(GROUP, "bench", changes=False)
+def bench(
+    command: Command,
+    rounds: Annotated[int, Option("how often each is measured; 5 by default", value="N", convert=_a_count)] = 5,
+    only: Annotated[str | None, Option("cases with commas between; all by default", value="CASE,…")] = None,
+    quick: Annotated[bool, Option("one round of one host, and no Fabric script")] = False,
+    write: Annotated[bool, Option("the tables go into docs/performance.md too")] = False,
+) -> Answer:
+    """Measures deployments beside rsync and a plain Fabric script on servers of its own; ten minutes, 8 GB of disk."""
+    words = [f"--rounds={rounds}"]
+    words += [f"--only={only}"] if only else []
+    words += [flag for flag, given in (("--quick", quick), ("--write", write)) if given]
+    done = subprocess.run([sys.executable, "-m", "bench", *words], cwd=ROOT, check=False).returncode
+    if done == 2:
+        raise UsageError("nothing was measured", reasons=["what is missing or wrong stands above"])
+    if done != 0:
+        raise Failed(f"the bench ended with {done}", state="Its words are above.")
+    return _done("measured")
 
 
 @verb(GROUP, "relock", changes=False)
@@ -101,4 +128,4 @@ def _done(what: str) -> Answer:
     return Result(changed=False, what=what)
 
 
-__all__: Sequence[str] = ("GROUP", "in_checkout", "lint", "quick", "relock", "test")
+__all__: Sequence[str] = ("GROUP", "bench", "in_checkout", "lint", "quick", "relock", "test")

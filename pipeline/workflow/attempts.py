@@ -6,15 +6,14 @@ run that was interrupted is adopted by the next run of the same command, under t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from pipeline import rules, runner
-from pipeline.errors import Locked, PartlyDone, PipelineError, Reason, Refused
+from pipeline.errors import Locked, PartlyDone, PipelineError, Reason, Refused, overtaken
 from pipeline.host import Host
 from pipeline.lease import Held, hold
 from pipeline.model import Draft, RefMove
@@ -23,6 +22,7 @@ from pipeline.state import Running, State
 from pipeline.transports import LineCut
 from pipeline.workflow import failures
 from pipeline.workflow.gathering import Case, history_of
+from pipeline.workflow.ground import Attempt, ground_for
 from pipeline.workflow.plans import resume_commands
 from pipeline.workflow.session import Result, end_of_day
 
@@ -52,17 +52,6 @@ class DeploymentResult(Result):
         return lines
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt, announced in the ledger: ``fence`` is the number of its record, so that it only rises."""
-
-    run: str
-    deployment: str
-    record: str
-    record_sha256: str
-    fence: int
-
-
 def carry_out(case: Case) -> DeploymentResult:
     """Refuses, or does it: under the environment's lease, between the record of the attempt and that of its outcome."""
     session, key = case.dossier.session, case.environment.key
@@ -71,23 +60,34 @@ def carry_out(case: Case) -> DeploymentResult:
     files = _rendered(case)
     running = case.state.environment(key).running
     run = running.run if running is not None and case.resumes else session.new_run()
-    with _held(case, run):
-        attempt = _announce(case, run)
+    with _held(case, run) as held:
+        attempt = _announce(case, run, held)
         session.progress(
             f"deployment {attempt.deployment} ({case.purpose}) of {case.release.name} on {key} of {case.customer}"
             + (" is resumed" if case.resumes else "")
         )
-        ground = _ground(case, attempt, files)
+        ground = ground_for(case, attempt, files, held.check)
         try:
-            report = runner.run(case.plan, ground, case.before, past_return=_past_return(case, run))
+            report = runner.run(
+                case.plan,
+                ground,
+                case.before,
+                past_return=_past_return(case, run),
+                applied=[row.script for row in case.history if row.run == run],
+            )
             applied = _applied_in(case, run)
         except (KeyboardInterrupt, SystemExit):
             raise failures.interrupted(case, attempt.deployment) from None
         except (LineCut, PipelineError) as error:
+            if overtaken(error):
+                raise
             raise failures.unknown(case, attempt.deployment, error) from error
         if report.outcome == "unknown":
             raise failures.past_the_point(case, attempt.deployment, report)
-        return _finished(case, attempt, report, applied)
+        if report.left and report.trouble is None:
+            _write_partly(case, attempt, report, held)
+            raise failures.left_partly(case, attempt.deployment, report)
+        return _finished(case, attempt, report, applied, held)
 
 
 def bring_back(case: Case, running: Running) -> DeploymentResult:
@@ -115,16 +115,18 @@ def bring_back(case: Case, running: Running) -> DeploymentResult:
                 f"invoke lock.release customer={case.customer} env={key} installed={running.release} reason=…",
             ],
         )
-    with _held(case, running.run):
-        attempt = _announce(case, running.run, _began_with(case, running))
+    with _held(case, running.run) as held:
+        attempt = _announce(case, running.run, held, _began_with(case, running))
         try:
-            report = runner.bring_back(case.plan, _ground(case, attempt, {}), case.before)
+            report = runner.bring_back(case.plan, ground_for(case, attempt, {}, held.check), case.before)
             applied = _applied_in(case, running.run)
         except (KeyboardInterrupt, SystemExit):
             raise failures.interrupted(case, attempt.deployment) from None
         except (LineCut, PipelineError) as error:
+            if overtaken(error):
+                raise
             raise failures.unknown(case, attempt.deployment, error) from error
-        finished = _write_outcome(case, attempt, report, applied)
+        finished = _write_outcome(case, attempt, report, applied, held)
         if report.trouble is not None:
             raise failures.brought_back(case, attempt.deployment, report, finished)
         back = f"{case.plan.installed} serves again" if case.plan.installed else "nothing is installed, as before"
@@ -156,6 +158,7 @@ def _held(case: Case, run: str) -> AbstractContextManager[Held]:
         purpose=case.purpose,
         work=session.work,
         release=case.release.name,
+        clock=session.now,
     )
 
 
@@ -177,12 +180,14 @@ def _began_with(case: Case, running: Running) -> dict[str, bytes]:
     return {name: data for name, sha256 in named.items() if (data := ledger.configuration(sha256)) is not None}
 
 
-def _announce(case: Case, run: str, configuration: dict[str, bytes] | None = None) -> Attempt:
+def _announce(case: Case, run: str, held: Held, configuration: dict[str, bytes] | None = None) -> Attempt:
     """The record of one attempt; ``configuration`` is what it goes by, by default what there is now."""
     session, key = case.dossier.session, case.environment.key
     started: dict[str, Any] = {}
+    reasons = {"accept-drift": case.facts.accept_drift} if case.accepted_drift and case.facts.accept_drift else {}
 
     def decide(state: State) -> list[Draft]:
+        held.check()
         here = state.environment(key)
         if here.running is not None and here.running.run != run:
             raise Locked(
@@ -216,10 +221,11 @@ def _announce(case: Case, run: str, configuration: dict[str, bytes] | None = Non
                 content=case.content,
                 tickets=case.dossier.tickets(case.tickets),
                 configuration=configuration or case.dossier.configuration(key),
-                texts={"people": case.dossier.people_used(session.actor.key)},
+                texts={"people": case.dossier.people_used(session.actor.key)} | reasons,
                 details={
                     "deployment": deployment,
                     "purpose": case.purpose,
+                    **({"accepted_drift": case.accepted_drift} if case.accepted_drift else {}),
                     "settings": here.running.settings if here.running else case.settings,
                     "from": case.plan.installed,
                     "version": case.release.version,
@@ -239,28 +245,6 @@ def _decisive(state: State) -> tuple[object, ...]:
     return (state.environments, state.sign_offs, state.patches, state.accepted)
 
 
-def _ground(case: Case, attempt: Attempt, files: Mapping[tuple[str, str], bytes]) -> runner.Ground:
-    session = case.dossier.session
-    return runner.Ground(
-        hosts=case.hosts,
-        database=case.database,
-        manifest=case.manifest,
-        read=case.dossier.repository.read_stream,
-        render=lambda host, template: files[host, template],
-        scripts=case.scripts,
-        run=attempt.run,
-        fence=attempt.fence,
-        customer=case.customer,
-        environment=case.environment.key,
-        content=case.content,
-        record=attempt.record,
-        record_sha256=attempt.record_sha256,
-        progress=session.progress,
-        conceal=session.conceal,
-        clock=session.now,
-    )
-
-
 def _past_return(case: Case, run: str) -> bool:
     """Whether an earlier attempt of this run has already applied a migration that comes after the switch."""
     return bool(contract_scripts(case.playbook, [row.script for row in case.history if row.run == run]))
@@ -275,7 +259,35 @@ def _applied_in(case: Case, run: str) -> dict[str, str]:
     return {row.script: row.checksum for row in rows if row.run == run}
 
 
-def _write_outcome(case: Case, attempt: Attempt, report: runner.Report, applied: dict[str, str]) -> str:
+def _write_partly(case: Case, attempt: Attempt, report: runner.Report, held: Held) -> None:
+    """Records which host runs which release, where the playbook leaves the finished ones; the deployment stays open."""
+    session, key = case.dossier.session, case.environment.key
+    hosts = {name: case.release.name if name in report.left else case.plan.installed for name in case.hosts}
+    assert report.error is not None
+    error = session.conceal(report.error.render())
+
+    def decide(state: State) -> list[Draft]:
+        held.check()
+        return [
+            Draft(
+                id=f"{attempt.run}-deployment-partly-done-{attempt.fence}",
+                run=attempt.run,
+                kind="deployment-partly-done",
+                at=session.now(),
+                product=case.dossier.customer.product,
+                environment=key,
+                release=case.release.name,
+                content=case.content,
+                tickets=case.dossier.tickets(case.tickets),
+                texts={"people": case.dossier.people_used(session.actor.key), "error": error},
+                details={"deployment": attempt.deployment, "started": attempt.record, "hosts": hosts},
+            )
+        ]
+
+    case.dossier.ledger.append(session.signer, decide)
+
+
+def _write_outcome(case: Case, attempt: Attempt, report: runner.Report, applied: dict[str, str], held: Held) -> str:
     """The id of the record of the outcome; with it move the environment's branch and, on test, the request."""
     dossier, session, key = case.dossier, case.dossier.session, case.environment.key
     ok = report.outcome == "ok"
@@ -286,8 +298,9 @@ def _write_outcome(case: Case, attempt: Attempt, report: runner.Report, applied:
     )
 
     def decide(state: State) -> list[Draft]:
+        held.check()
         now = state.environment(key).running
-        if (now is None or now.run != attempt.run) and dossier.ledger.record(finished_id) is None:
+        if (now is None or now.record != attempt.record) and dossier.ledger.record(finished_id) is None:
             raise PartlyDone(
                 f"deployment {attempt.deployment} on {key} of {case.customer} was taken out of this run's hands meanwhile",
                 reasons=[Reason("it is no longer open in the ledger", f"record {state.number}")],
@@ -392,8 +405,10 @@ def _asks(case: Case) -> bool:
     return case.environment.key == "test" and case.purpose != "rollback"
 
 
-def _finished(case: Case, attempt: Attempt, report: runner.Report, applied: dict[str, str]) -> DeploymentResult:
-    finished_id = _write_outcome(case, attempt, report, applied)
+def _finished(
+    case: Case, attempt: Attempt, report: runner.Report, applied: dict[str, str], held: Held
+) -> DeploymentResult:
+    finished_id = _write_outcome(case, attempt, report, applied, held)
     if report.outcome != "ok":
         raise failures.brought_back(case, attempt.deployment, report, finished_id)
     key, asks = case.environment.key, _asks(case)

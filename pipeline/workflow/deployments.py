@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pipeline import rules
-from pipeline.errors import Reason, Refused
+from pipeline.errors import Reason, Refused, UsageError
 from pipeline.state import Deployed, State
 from pipeline.workflow.attempts import DeploymentResult, bring_back, carry_out
 from pipeline.workflow.gathering import Case
+from pipeline.workflow.lock_status import LockStatus, lock_status
 from pipeline.workflow.locks import LockReleased, release_lock, tidy_lease
 from pipeline.workflow.plans import PlanResult, chosen_release, looked_at, nothing_to_do, plan, planned, tickets_of
 from pipeline.workflow.session import Session
+from pipeline.workflow.waiting import in_turn
 
 __all__ = [
     "DeploymentResult",
     "LockReleased",
+    "LockStatus",
     "PlanResult",
     "deploy",
+    "lock_status",
     "plan",
     "promote",
     "release_lock",
@@ -30,52 +36,91 @@ def deploy(
     release: str | None = None,
     environment: str = "test",
     tickets: tuple[str, ...] = (),
+    accept_drift: str | None = None,
+    wait: bool = False,
     dry_run: bool = False,
 ) -> DeploymentResult | PlanResult:
-    """Puts a release (the newest by default) on test or integration; on test, writes the sign-off request's record."""
+    """Puts a release (the newest by default) on test or integration; on test, writes the sign-off request's record.
+
+    ``accept_drift`` is the reason, recorded, for going over what was changed on the hosts since the last deployment.
+    ``wait``: queues until no other run holds the environment, and decides on what there is then.
+    """
+    _check_reason(accept_drift)
     if environment == "production":
         raise Refused(
             "deploy does not touch production.",
             reasons=[Reason("production gets only what the customer has signed off, through promote")],
             next_commands=[f"invoke promote customer={customer}"],
         )
+    if wait:
+        again = partial(deploy, release=release, tickets=tickets, accept_drift=accept_drift, dry_run=dry_run)
+        act = partial(again, session, customer=customer, environment=environment)
+        return in_turn(session, customer, environment, act)
     dossier = session.dossier(customer)
     dossier.environment(environment)
     state = dossier.state()
     chosen = chosen_release(dossier, state, release, "deploy")
     named = tickets_of(dossier, state, chosen, tickets)
-    with looked_at(dossier, state, environment, "deploy", chosen, named) as case:
+    with looked_at(dossier, state, environment, "deploy", chosen, named, accept_drift=accept_drift) as case:
         if dry_run:
             return planned(case)
         if nothing_to_do(case):
             return _unchanged(case)
+        for warning in case.warnings:
+            session.progress(f"note: {warning}")
         return carry_out(case)
 
 
 def promote(
-    session: Session, *, customer: str, release: str | None = None, dry_run: bool = False
+    session: Session,
+    *,
+    customer: str,
+    release: str | None = None,
+    accept_drift: str | None = None,
+    wait: bool = False,
+    dry_run: bool = False,
 ) -> DeploymentResult | PlanResult:
-    """Puts on production exactly what the customer signed off on test; everything else is Refused."""
+    """Puts on production exactly what the customer signed off on test; everything else is Refused.
+
+    ``accept_drift`` is the reason for going over what was changed on production's hosts; it never excuses drift on test.
+    ``wait`` as for :func:`deploy`.
+    """
+    _check_reason(accept_drift)
+    if wait:
+        act = partial(promote, session, customer=customer, release=release, accept_drift=accept_drift, dry_run=dry_run)
+        return in_turn(session, customer, "production", act)
     dossier = session.dossier(customer)
     dossier.environment("production")
     state = dossier.state()
     chosen = chosen_release(dossier, state, release, "promote")
-    with looked_at(dossier, state, "production", "promote", chosen, tickets_of(dossier, state, chosen)) as case:
+    named = tickets_of(dossier, state, chosen)
+    with looked_at(dossier, state, "production", "promote", chosen, named, accept_drift=accept_drift) as case:
         if dry_run:
             return planned(case)
         if nothing_to_do(case):
             return _unchanged(case)
+        for warning in case.warnings:
+            session.progress(f"note: {warning}")
         return carry_out(case)
 
 
 def rollback(
-    session: Session, *, customer: str, environment: str, tickets: tuple[str, ...] = (), dry_run: bool = False
+    session: Session,
+    *,
+    customer: str,
+    environment: str,
+    tickets: tuple[str, ...] = (),
+    wait: bool = False,
+    dry_run: bool = False,
 ) -> DeploymentResult | PlanResult:
     """Back to the release before, skipping any that was rolled back from; with the playbook and values frozen with it.
 
     Where a deployment is open (it was interrupted, or its outcome is unknown), it is brought back instead: what was
-    installed before it serves again.
+    installed before it serves again. ``wait`` as for :func:`deploy`.
     """
+    if wait:
+        act = partial(rollback, session, customer=customer, environment=environment, tickets=tickets, dry_run=dry_run)
+        return in_turn(session, customer, environment, act)
     dossier = session.dossier(customer)
     dossier.environment(environment)
     state = dossier.state()
@@ -101,6 +146,11 @@ def rollback(
         if dry_run:
             return planned(case)
         return carry_out(case)
+
+
+def _check_reason(accept_drift: str | None) -> None:
+    if accept_drift is not None and not accept_drift.strip():
+        raise UsageError("accepting drift needs a reason")
 
 
 def _release_before(state: State, environment: str) -> Deployed | None:

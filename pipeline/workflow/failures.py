@@ -15,7 +15,23 @@ def refused(case: Case) -> PipelineError:
     rule_names = {reason.rule for reason in case.refusals}
     next_commands: list[str] = []
     if any(host.drift for host in (*case.facts.hosts, *case.facts.test_hosts)):
-        # A deployment does not overwrite what somebody changed on a server; leaving the release and coming back does.
+        if not any(host.drift for host in case.facts.test_hosts) and not _serves_it(case):
+            return Refused(
+                f"release {case.release.name} cannot go to {key} of {case.customer}.",
+                reasons=case.refusals,
+                state="Nothing was changed. What was changed on the server can be brought into the customer's line for "
+                "review, or gone over for a reason that is recorded.",
+                next_commands=[
+                    f"invoke drift customer={case.customer} env={key}",
+                    *(
+                        f"invoke drift.adopt customer={case.customer} env={key} host={host.name} ticket=…"
+                        for host in case.facts.hosts
+                        if host.drift
+                    ),
+                    f"{command(case)} accept-drift=…",
+                ],
+            )
+        # A release that serves is never overwritten in place; leaving it and coming back does.
         where = "test" if any(host.drift for host in case.facts.test_hosts) else key
         next_commands.append(f"invoke rollback customer={case.customer} env={where}")
         if where != "production":
@@ -53,6 +69,10 @@ def refused(case: Case) -> PipelineError:
     )
 
 
+def _serves_it(case: Case) -> bool:
+    return any(host.drift and host.current == case.release.name for host in case.facts.hosts)
+
+
 def interrupted(case: Case, deployment: str) -> PipelineError:
     """A person or a signal stopped the run; it is open."""
     return Interrupted(
@@ -79,6 +99,19 @@ _OPEN = "It is open: what was done stays, nothing was guessed. The same command 
 def _finish_or_bring_back(case: Case) -> list[str]:
     back = f"invoke rollback customer={case.customer} env={case.environment.key}"
     return [command(case)] if case.purpose == "rollback" else [command(case), back]
+
+
+def left_partly(case: Case, deployment: str, report: runner.Report) -> PipelineError:
+    """Some hosts failed and went back, the finished ones stay (``on_failure: leave``); it is open."""
+    assert report.error is not None
+    others = [name for name in case.hosts if name not in report.left]
+    return PartlyDone(
+        f"deployment {deployment} of {case.release.name} on {case.environment.key} of {case.customer} is partly done",
+        reasons=[Reason(report.error.what, report.failed.host if report.failed else None), *report.error.reasons],
+        state=f"{', '.join(report.left)}: {case.release.name}; {', '.join(others)}: {case.plan.installed or 'nothing'}. "
+        "It is open: the same command goes on with the others, rollback brings all of them back.",
+        next_commands=_finish_or_bring_back(case),
+    )
 
 
 def past_the_point(case: Case, deployment: str, report: runner.Report) -> PipelineError:

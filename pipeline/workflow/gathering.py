@@ -6,26 +6,33 @@ prints it; ``deploy``, ``promote`` and ``rollback`` act on the very same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from pipeline import rules, wiring
+from pipeline import preflight, rules, wiring
 from pipeline.content import content_hash
 from pipeline.databases import Database
 from pipeline.differences import Difference, differences, settings_hash
 from pipeline.errors import ConfigurationError, Reason, Refused
-from pipeline.host import Host, HostFacts
+from pipeline.host import Host
 from pipeline.migrations import Comparison, compare, scripts_of
 from pipeline.model import Applied, Environment, Manifest, Person, Script
-from pipeline.playbook import ConfigureStep, MigrateStep, Plan, Playbook, Target, plan, unmatched
+from pipeline.playbook import ConfigureStep, MigrateStep, Plan, Playbook, Target, plan, restore_needed, unmatched
+from pipeline.preflight import HostFacts
 from pipeline.settings import DATED_KEYS
-from pipeline.state import Deployed, ReleaseState, Running, State
+from pipeline.state import Deployed, EnvironmentState, ReleaseState, Running, State
+from pipeline.steps import Unproven
 from pipeline.strict_yaml import Source, parse, wrong
 from pipeline.validation import validated
 from pipeline.versions import order, split_release
+from pipeline.workflow.hosts import Depth, looked_at_hosts
 from pipeline.workflow.session import Dossier
+
+DRIFT_KEPT = 100
+"""Sentences about accepted drift that a record keeps for one host."""
 
 
 @dataclass
@@ -57,6 +64,18 @@ class Case:
     def customer(self) -> str:
         """The customer's key."""
         return self.dossier.key
+
+    @property
+    def accepted_drift(self) -> dict[str, list[str]]:
+        """For the record: of each host what was changed there and is gone over; empty where nothing was."""
+        if self.facts.accept_drift is None:
+            return {}
+        return {host.name: drift_listed(host) for host in self.facts.hosts if host.drift}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What refuses nothing: a protection that a host lacks with its substitute, a clock that is a little wrong."""
+        return tuple(warning for host in self.facts.hosts for warning in preflight.warnings(host))
 
     def plan_has_migrations(self) -> bool:
         """Whether scripts of the release are still to be applied here."""
@@ -223,9 +242,12 @@ def gather(
     hosts: dict[str, Host],
     test_hosts: dict[str, Host] | None = None,
     frozen: Deployed | Running | None = None,
+    accept_drift: str | None = None,
 ) -> Case:
     """Everything about this deployment; changes nothing.
 
+    ``accept_drift`` is the reason for going over what was changed on its hosts; an open deployment that was given one
+    goes on without.
     ``frozen`` is the deployment whose playbook and values count: the one that a rollback returns to, or the open one that
     is to be brought back.
     """
@@ -243,11 +265,13 @@ def gather(
 
     promotes = purpose == "promote" and frozen is None
     again = here.installed is not None and here.installed.release == release.name
-    seen = [
-        _look(dossier, environment, state, host, drift=promotes or (again and frozen is None))
-        for host in hosts.values()
-    ]
-    seen_test = [_look(dossier, "test", state, host, drift=True) for host in (test_hosts or {}).values()]
+    # What is left behind need not be as it was: rolling back is the way out of drift.
+    depth: Depth = "content" if promotes or (again and frozen is None) else "quick" if frozen is None else "none"
+    files = manifests(dossier, state)
+    seen = looked_at_hosts(dossier, environment, state, hosts, depth, files)
+    seen_test = looked_at_hosts(dossier, "test", state, test_hosts or {}, "content", files)
+    if resumes and accept_drift is None:
+        accept_drift = _accepted(dossier, here, seen)
     first = hosts[target_environment.hosts[0].name]
     ours = not any(facts.foreign for facts in seen)
     history = history_of(dossier, target_environment, first, playbook) if ours and purpose != "rollback" else []
@@ -255,7 +279,9 @@ def gather(
     had = {row.script for row in history}
     scripts = release_scripts(dossier, playbook, manifest)
     comparison = compare([script for script, _ in scripts.values()], history, accepted_edits(state))
-    target = _target(dossier, target_environment, release, here.installed, comparison.pending)
+    texts = {script.id: scripts[script.id][1] for script in comparison.pending}
+    unproven = dict(restore_needed(playbook, texts))
+    target = _target(dossier, target_environment, release, here.installed, comparison.pending, unproven)
     settings = current_settings(dossier)
     facts = rules.Facts(
         purpose=purpose,
@@ -281,6 +307,9 @@ def gather(
         lost=[script for script in sorted(here.applied) if asked and script not in had],
         unmatched=unmatched(playbook, comparison.pending),
         unrehearsed=[script.id for script in comparison.pending if not _rehearsed(state, script)],
+        accept_drift=accept_drift,
+        size=sum(file.size for file in manifest.files),
+        files=len(manifest.files),
         places=_places(dossier, environment),
     )
     before = None
@@ -314,8 +343,33 @@ def gather(
     )
 
 
+def manifests(dossier: Dossier, state: State) -> Callable[[str], Manifest]:
+    """Every file of a release by the release's name, computed once for all hosts, and not from a cache."""
+    return cache(lambda name: release_manifest(dossier, state.releases[name], afresh=True))
+
+
+def _accepted(dossier: Dossier, here: EnvironmentState, seen: Sequence[HostFacts]) -> str | None:
+    """Why drift is accepted that an open deployment began with; None when there is more of it now, or other."""
+    record = dossier.ledger.record(here.running.record) if here.running is not None else None
+    accepted = record.details.get("accepted_drift") if record is not None else None
+    if not accepted or any(host.drift and drift_listed(host) != accepted.get(host.name) for host in seen):
+        return None
+    return f"accepted when deployment {record.details['deployment']} began" if record is not None else None
+
+
+def drift_listed(host: HostFacts) -> list[str]:
+    """The drift of one host as a record keeps it: the first sentences, and how many more there are."""
+    more = len(host.drift) - DRIFT_KEPT
+    return [*host.drift[:DRIFT_KEPT], *([f"and {more} more"] if more > 0 else [])]
+
+
 def _target(
-    dossier: Dossier, environment: Environment, release: ReleaseState, installed: Deployed | None, pending: Any
+    dossier: Dossier,
+    environment: Environment,
+    release: ReleaseState,
+    installed: Deployed | None,
+    pending: Any,
+    unproven: dict[str, Unproven] | None = None,
 ) -> Target:
     return Target(
         customer=dossier.customer,
@@ -324,42 +378,8 @@ def _target(
         version=release.version,
         installed=installed.release if installed else None,
         pending=tuple(pending),
+        unproven=unproven or {},
     )
-
-
-def _look(dossier: Dossier, environment: str, state: State, host: Host, *, drift: bool) -> rules.HostFacts:
-    dossier.session.progress(f"looking at {host.name}")
-    seen = host.inspect()
-    differing: tuple[str, ...] = ()
-    if drift and seen.current is not None and not seen.foreign:
-        release = state.releases.get(seen.current)
-        if release is not None:
-            differing = tuple(host.verify(seen.current, release_manifest(dossier, release, afresh=True)))
-        else:
-            differing = (f"current is {seen.current}, which is no release of {dossier.key}",)
-    return rules.HostFacts(
-        name=host.name,
-        current=seen.current,
-        foreign=tuple(seen.foreign),
-        drift=differing,
-        missing_tools=tuple(seen.missing_tools),
-        journal=tuple(_disagreements(dossier, environment, seen)),
-    )
-
-
-def _disagreements(dossier: Dossier, environment: str, seen: HostFacts) -> Iterator[str]:
-    """What in the host's journal is not as the ledger has it. The host is a witness that no push can rewrite."""
-    if seen.journal_damage is not None:
-        yield f"its deployment journal is damaged: {seen.journal_damage}"
-    if seen.journal_customer is None:
-        return
-    if (seen.journal_customer, seen.journal_environment) != (dossier.key, environment):
-        yield f"the folder is that of {seen.journal_environment} of {seen.journal_customer}, as its deployment journal says"
-    elif seen.journal_record is not None:
-        known = dossier.ledger.record_sha256(seen.journal_record)
-        if known is None or known != seen.journal_record_sha256:
-            what = "does not have" if known is None else "has with other bytes"
-            yield f"its deployment journal names record {seen.journal_record}, which the ledger {what}"
 
 
 def _entered_by(dossier: Dossier, state: State, release: ReleaseState) -> Person | None:

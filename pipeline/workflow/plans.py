@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import Field
+
 from pipeline import rules
 from pipeline.errors import Reason
 from pipeline.playbook import contract_scripts
@@ -25,6 +27,7 @@ class PlanResult(Result):
     tickets: tuple[str, ...]
     actions: tuple[dict[str, Any], ...]
     point_of_no_return: int | None
+    restore_needed: dict[str, str] = Field(default_factory=dict)
     migrations: tuple[str, ...]
     accepted_edits: tuple[str, ...]
     stays_applied: tuple[str, ...]
@@ -43,6 +46,13 @@ class PlanResult(Result):
             lines.append(f"  {action['number']:>2}. {action['host']}: {action['title']}")
             if action["undo"]:
                 lines.append(f"      undo: {action['undo']}")
+        if self.restore_needed:
+            lines.append("")
+            lines += [
+                f"If it fails after {script} ({kind}), a restore of the backup would be needed; the deployment would be "
+                "quarantined."
+                for script, kind in self.restore_needed.items()
+            ]
         if self.stays_applied:
             lines += ["", "Migrations of later releases stay applied: " + ", ".join(self.stays_applied)]
         if self.accepted_edits:
@@ -82,6 +92,7 @@ def looked_at(
     release: ReleaseState,
     tickets: tuple[str, ...],
     frozen: Deployed | Running | None = None,
+    accept_drift: str | None = None,
 ) -> Iterator[Case]:
     """The case for this deployment, its connections closed at the end."""
     hosts = hosts_of(dossier, dossier.environment(environment))
@@ -97,6 +108,7 @@ def looked_at(
             hosts=hosts,
             test_hosts=test_hosts,
             frozen=frozen,
+            accept_drift=accept_drift,
         )
 
 
@@ -128,7 +140,7 @@ def planned(case: Case) -> PlanResult:
     return PlanResult(
         changed=False,
         nothing_to_do=idle,
-        warnings=tuple(_warnings(case, ahead)) if back else (),
+        warnings=(*(_warnings(case, ahead) if back else ()), *case.warnings),
         what=f"plan: {going} {case.release.name} on {case.environment.key} of {case.customer} "
         f"(now {case.plan.installed or 'nothing'})",
         customer=case.customer,
@@ -144,6 +156,7 @@ def planned(case: Case) -> PlanResult:
             for a in case.plan.actions
         ),
         point_of_no_return=case.plan.point_of_no_return,
+        restore_needed={} if idle else dict(case.plan.restore_needed),
         migrations=() if back else tuple(script.id for script in case.comparison.pending),
         accepted_edits=tuple(edit.applied.script for edit in case.comparison.accepted),
         stays_applied=tuple(ahead),

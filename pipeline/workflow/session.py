@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
-from pydantic import ConfigDict, Field
-
-from pipeline import rules
-from pipeline.concealing import Concealer
 from pipeline.errors import ConfigurationError, NotKnown, Reason, Refused, UsageError
-from pipeline.installation import Installation, Products
-from pipeline.ledger import Ledger
-from pipeline.model import Customer, Environment, Noun, Person, TicketRef
 from pipeline.repository import Repository
-from pipeline.settings import LoadedCustomer, LoadedPlaybook, Workspace, load_workspace
-from pipeline.state import Deployed, ReleaseState, State
 from pipeline.suggest import did_you_mean
 
+# `status` does without the models and Pydantic, whose import costs more than all that it does: they are imported where
+# they are used.
 if TYPE_CHECKING:
+    from pipeline.concealing import Concealer
+    from pipeline.installation import Installation, Products
+    from pipeline.ledger import Ledger
+    from pipeline.model import Customer, Environment, Person, TicketRef
+    from pipeline.settings import LoadedCustomer, LoadedPlaybook, Workspace
     from pipeline.signing import Signer
+    from pipeline.state import Deployed, ReleaseState, State
+    from pipeline.workflow.result import Result
+
+__all__ = ["Dossier", "Result", "Session", "end_of_day"]
 
 
-class Result(Noun):
-    """What a function of the workflow gives: whether anything changed, one line, and what to type next."""
+def __getattr__(name: str) -> Any:
+    if name != "Result":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pipeline.workflow.result import Result
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-    changed: bool
-    what: str
-    next_commands: tuple[str, ...] = Field((), exclude=True)
-    in_order: bool = Field(False, exclude=True, description="the next commands are steps, not alternatives")
-
-    def lines(self) -> list[str]:
-        """The result as text for a person, without the next commands."""
-        return [self.what]
+    return Result
 
 
 @dataclass
@@ -51,11 +45,10 @@ class Session:
     everything that one command does; :meth:`new_run` makes one.
     """
 
-    workspace: Workspace
+    folder: Path
     signing_key: str | None = None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     progress: Callable[[str], None] = lambda text: None
-    _concealer: Concealer = field(default_factory=Concealer, repr=False)
     _repositories: dict[str, Repository] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -67,18 +60,27 @@ class Session:
         clock: Callable[[], datetime] | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> Session:
-        """The session for the workspace in ``folder``; ConfigurationError when its files are wrong."""
-        session = cls(workspace=load_workspace(folder), signing_key=signing_key)
+        """The session for the workspace in ``folder``, whose files are read when they are first needed."""
+        # Not resolve(): it would follow links that people put on purpose.
+        session = cls(folder=Path(os.path.abspath(folder)), signing_key=signing_key)  # noqa: PTH100
         if clock is not None:
             session.clock = clock
         if progress is not None:
             session.progress = progress
         return session
 
-    @property
-    def folder(self) -> Path:
-        """The workspace's folder."""
-        return self.workspace.folder
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The workspace's files; ConfigurationError when they are wrong."""
+        from pipeline.settings import load_workspace
+
+        return load_workspace(self.folder)
+
+    @cached_property
+    def _concealer(self) -> Concealer:
+        from pipeline.concealing import Concealer
+
+        return Concealer()
 
     @property
     def work(self) -> Path:
@@ -91,7 +93,9 @@ class Session:
 
     def new_run(self) -> str:
         """A fresh run id: the instant and six random hexadecimal digits."""
-        return f"{self.now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        from secrets import token_hex
+
+        return f"{self.now():%Y%m%dT%H%M%SZ}-{token_hex(3)}"
 
     @cached_property
     def signer(self) -> Signer:
@@ -145,19 +149,24 @@ class Session:
         chosen = next((entry for entry in known if entry.name == name), None) if name else known[0]
         if chosen is None:
             raise ConfigurationError(f"workspace.yaml names no installations repository {name!r}")
-        if chosen.name not in self._repositories:
-            path = self.workspace.path(chosen.path or f"{self.workspace.settings.work}/installations/{chosen.name}.git")
-            remote = chosen.remote
+        return self.open_repository(chosen.name, chosen.path, chosen.remote, self.workspace.settings.work)
+
+    def open_repository(self, name: str, path: str | None, remote: str | None, work: str) -> Repository:
+        """The installations repository that workspace.yaml describes so, opened once."""
+        if name not in self._repositories:
+            place = self.folder / Path(path or f"{work}/installations/{name}.git").expanduser()
             if remote is not None and "://" not in remote and ":" not in remote.split("/")[0]:
-                remote = str(self.workspace.path(remote))
-            self._repositories[chosen.name] = Repository.open(path, remote=remote)
-        return self._repositories[chosen.name]
+                remote = str(self.folder / Path(remote).expanduser())
+            self._repositories[name] = Repository.open(place, remote=remote)
+        return self._repositories[name]
 
     def dossier(self, customer: str, *, deciding: bool = True) -> Dossier:
         """Everything about one customer; ``deciding`` is for what will change something.
 
         Then the actor must be entitled to (Refused), and the remote is fetched and lagging refs are completed first.
         """
+        from pipeline import rules
+
         loaded = self.workspace.customer(customer)
         repository = self.repository(loaded.customer.installations)
         dossier = Dossier(session=self, loaded=loaded, repository=repository)
@@ -190,16 +199,22 @@ class Dossier:
     @cached_property
     def installation(self) -> Installation:
         """The customer's refs."""
+        from pipeline.installation import Installation
+
         return Installation(self.repository, self.key)
 
     @cached_property
     def products(self) -> Products:
         """The product versions in the same repository."""
+        from pipeline.installation import Products
+
         return Products(self.repository)
 
     @cached_property
     def ledger(self) -> Ledger:
         """The customer's records."""
+        from pipeline.ledger import Ledger
+
         return Ledger(self.repository, self.key)
 
     @cached_property
@@ -253,6 +268,8 @@ class Dossier:
 
     def tickets(self, ids: Sequence[str]) -> tuple[TicketRef, ...]:
         """References to tickets in the customer's tracker."""
+        from pipeline.model import TicketRef
+
         return tuple(TicketRef(tracker=self.customer.tracker, id=id) for id in ids)
 
     def configuration(self, *environments: str) -> dict[str, bytes]:
@@ -275,4 +292,6 @@ class Dossier:
 
 def end_of_day(day: date, customer: Customer) -> datetime:
     """The last minute of a calendar day on the customer's clock, as an instant in UTC."""
+    from zoneinfo import ZoneInfo
+
     return datetime.combine(day, time(23, 59), ZoneInfo(customer.time_zone)).astimezone(UTC)

@@ -25,7 +25,7 @@ from pipeline.content import script_checksum
 from pipeline.databases import Database
 from pipeline.databases.postgresql import PostgresqlDatabase
 from pipeline.databases.sqlite import SqliteDatabase
-from pipeline.errors import Failed, Locked, PartlyDone, PipelineError, Refused, Unreachable, UsageError
+from pipeline.errors import Failed, Locked, PartlyDone, PipelineError, Refused, Unreachable, UsageError, overtaken
 from pipeline.model import DatabaseSettings, Script
 from pipeline.transports import LineCut, Result
 from pipeline.transports.local import LocalTransport
@@ -413,6 +413,74 @@ def test_runner_overtaken_between_two_scripts_is_refused(engine: Engine) -> None
     assert "b" not in engine.tables()
     old.close()
     new.close()
+
+
+def test_a_claimed_fence_shuts_out_every_run_below_it(engine: Engine) -> None:
+    """As when a lock is released: nothing is applied, and the run that held it is refused from then on."""
+    old, release = engine.open(), engine.open()
+    apply(old, "a.sql", "CREATE TABLE a (n integer)", fence=3)
+    release.claim(7, "release-1")
+    release.claim(7, "release-1")
+    with pytest.raises(Refused) as refused:
+        apply(old, "b.sql", "CREATE TABLE b (n integer)", fence=3)
+    assert overtaken(refused.value)
+    assert "b" not in engine.tables()
+    with pytest.raises(Refused) as refused:
+        release.claim(6, "release-2")
+    assert overtaken(refused.value)
+    assert refused.value.details == {"fence": 6, "highest": 7}
+    # It ended its transaction: the same connection and the next run go on.
+    assert engine.query("SELECT highest FROM tma_migration_fence") == [(7,)]
+    assert apply(release, "b.sql", "CREATE TABLE b (n integer)", fence=8) is True
+    assert history_of(release) == ["a.sql", "b.sql"]
+    old.close()
+    release.close()
+
+
+def test_a_fence_is_claimed_where_nothing_was_ever_applied(engine: Engine) -> None:
+    database = engine.open()
+    database.claim(4, "release-1")
+    database.close()
+    assert engine.query("SELECT highest FROM tma_migration_fence") == [(4,)]
+    assert database.history() == []
+    with pytest.raises(Refused):
+        apply(database, "a.sql", "CREATE TABLE a (n integer)", fence=3)
+    assert "a" not in engine.tables()
+    database.close()
+
+
+def test_a_fence_is_not_claimed_while_a_script_runs_nor_in_what_is_no_database(engine: Engine) -> None:
+    apply(engine.open(), "00.sql", "CREATE TABLE base (n integer)", fence=1)
+    holder = engine.hold()
+    with pytest.raises(Locked):
+        engine.open(patience=0.3).claim(2, "release-1")
+    holder.close()
+    assert engine.query("SELECT highest FROM tma_migration_fence") == [(1,)]
+    with pytest.raises((Failed, Unreachable)):
+        engine.unreadable().claim(2, "release-1")
+
+
+def test_a_line_that_is_cut_while_the_fence_is_claimed_is_said(engine: Engine) -> None:
+    class Cut(LocalTransport):
+        def run(self, *_: Any, **__: Any) -> Result:
+            raise LineCut("the line was cut")
+
+        def forward(self, *_: Any) -> Any:
+            raise Unreachable("the line was cut")
+
+    with pytest.raises(Unreachable, match=r"was lost while its fence was raised|the line was cut"):
+        engine.open(transport=Cut()).claim(2, "release-1")
+
+
+@pytest.mark.live
+def test_a_connection_that_the_server_ended_is_said_and_the_fence_can_be_claimed_again(postgres: Postgres) -> None:
+    database = postgres.open()
+    assert database.history() == []
+    postgres.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tma-pipeline'")
+    with pytest.raises(Unreachable, match="was lost while its fence was raised"):
+        database.claim(2, "release-1")
+    database.claim(2, "release-1")
+    assert postgres.query("SELECT highest FROM tma_migration_fence") == [(2,)]
 
 
 def test_history_of_a_newer_format_is_not_written(engine: Engine) -> None:

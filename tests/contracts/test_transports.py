@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Unreachable, UsageError
-from pipeline.model import Host
-from pipeline.transports import Transport
+from pipeline.model import Become, Host
+from pipeline.transports import LineCut, Transport
 from pipeline.transports.local import LocalTransport
 from pipeline.transports.ssh import SshTransport
 
@@ -38,7 +39,14 @@ HARD = [
 ]
 
 
-@pytest.fixture(scope="module", params=["local", pytest.param("ssh", marks=pytest.mark.live)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "local",
+        pytest.param("ssh", marks=pytest.mark.live),
+        pytest.param("ssh and sudo", marks=pytest.mark.live),
+    ],
+)
 def transport(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transport]:
     if request.param == "local":
         yield LocalTransport("app1 (this machine)")
@@ -46,7 +54,12 @@ def transport(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     server = request.getfixturevalue("sshd")
     config = tmp_path_factory.mktemp("ssh") / "config"
     config.write_text(server.ssh_config_text("app1"))
-    ssh = SshTransport(Host(name="app1", address="app1", folder="/srv/app"), ssh_config=config)
+    become = None
+    if request.param == "ssh and sudo":
+        if os.geteuid() != 0 or not shutil.which("sudo"):
+            pytest.skip("only root may become itself everywhere without being asked; and sudo is needed")
+        become = Become(user="root")
+    ssh = SshTransport(Host(name="app1", address="app1", folder="/srv/app", become=become), ssh_config=config)
     yield ssh
     ssh.close()
 
@@ -140,6 +153,11 @@ def test_a_script_out_of_time_is_ended_on_the_host(
         os.kill(int(pid_file.read_text()), 0)
 
 
+def test_a_script_that_prints_without_end_is_ended_too(transport: Transport) -> None:
+    result = transport.run("yes", timeout=1, keep=1000)
+    assert (result.exit_code, result.timed_out, len(result.stdout)) == (124, True, 1000)
+
+
 def test_an_exit_code_of_124_is_not_taken_for_a_timeout(transport: Transport) -> None:
     result = transport.run("exit 124")
     assert (result.exit_code, result.timed_out) == (124, False)
@@ -153,6 +171,99 @@ def test_a_process_left_behind_does_not_hold_the_call_up(transport: Transport) -
     result = transport.run("sleep 300 & echo $!", timeout=60)
     os.kill(int(result.stdout), 15)
     assert result.ok
+
+
+# --- stream --------------------------------------------------------------------------------------------------------------
+
+
+def test_lines_come_while_the_script_still_runs(transport: Transport, tmp_path_factory: pytest.TempPathFactory) -> None:
+    go = tmp_path_factory.mktemp("stream") / "go"
+    lines: list[str] = []
+
+    def on_line(line: str) -> None:
+        lines.append(line)
+        if line == "first":
+            go.touch()
+
+    script = (
+        """echo first; while ! [ -e "$1" ]; do sleep .05; done; printf 'é \\377\\n\\nlast'; echo wrong >&2; exit 5"""
+    )
+    result = transport.stream(script, [str(go)], on_line=on_line)
+    assert lines == ["first", "é \udcff", "", "last"]
+    assert (result.exit_code, result.stdout, result.stderr) == (5, b"", b"wrong\n")
+
+
+def test_a_stream_gives_128_and_the_signal(transport: Transport) -> None:
+    assert transport.stream("kill -9 $$", on_line=print).exit_code == 137
+    assert transport.stream("kill -TERM $$", on_line=print).exit_code == 143
+
+
+def test_a_stream_takes_arguments_and_large_input_and_gives_many_lines(transport: Transport) -> None:
+    chunks = [bytes([65 + number]) * 299_999 + b"\n" for number in range(20)]
+    lines: list[str] = []
+    result = transport.stream(
+        """printf '%s\\n' "$1"; cat; head -c 1000000 /dev/zero >&2""",
+        ["$(id) 'x'"],
+        stdin=iter(chunks),
+        on_line=lines.append,
+    )
+    assert result.ok
+    assert lines == ["$(id) 'x'", *(chunk.decode()[:-1] for chunk in chunks)]
+    assert result.stderr == bytes(64 * 1024)
+
+
+def test_a_chunk_of_input_goes_before_the_next_is_asked_for(
+    transport: Transport, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    seen = tmp_path_factory.mktemp("stream") / "seen"
+
+    def stdin() -> Iterator[bytes]:
+        yield b"one\n"
+        while not seen.exists():
+            threading.Event().wait(0.02)
+        yield b"two\n"
+
+    lines: list[str] = []
+    transport.stream('read x; touch "$1"; echo "$x"; cat', [str(seen)], stdin=stdin(), on_line=lines.append)
+    assert lines == ["one", "two"]
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), OSError("disk"), EOFError("y"), KeyboardInterrupt()])
+@pytest.mark.parametrize("of", ["stdin", "on_line"])
+def test_an_error_of_the_callers_is_raised_out_of_a_stream(transport: Transport, of: str, error: BaseException) -> None:
+    def stdin() -> Iterator[bytes]:
+        yield b"first\n"
+        if of == "stdin":
+            raise error
+
+    def on_line(line: str) -> None:
+        if of == "on_line":
+            raise error
+
+    with pytest.raises(type(error)):
+        transport.stream("cat; sleep 20", stdin=stdin(), on_line=on_line)
+    assert transport.stream("echo again", on_line=print).ok
+
+
+def test_a_script_that_says_nothing_is_a_cut_line_and_one_that_beats_is_not(transport: Transport) -> None:
+    lines: list[str] = []
+    beating = "for x in 1 2 3 4 5 6 7 8; do echo beat; sleep .25; done"
+    assert transport.stream(beating, on_line=lines.append, silence=1).ok
+    assert lines == ["beat"] * 8
+    with pytest.raises(LineCut):
+        transport.stream("echo once; sleep 20", on_line=lines.append, silence=1)
+    assert lines[-1] == "once"
+
+
+def test_a_host_that_takes_no_input_is_a_cut_line(transport: Transport) -> None:
+    with pytest.raises(LineCut):
+        transport.stream("sleep 20", stdin=iter([b"x" * 1_000_000] * 8), on_line=print, silence=1)
+
+
+def test_a_stream_waits_for_no_process_left_behind(transport: Transport) -> None:
+    lines: list[str] = []
+    assert transport.stream("sleep 300 & echo $!", on_line=lines.append).ok
+    os.kill(int(lines[0]), 15)
 
 
 def test_our_environment_does_not_reach_the_script(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,10 @@ __all__ = ["ThrowawaySshd", "sshd"]
 def sshd() -> Iterator[ThrowawaySshd]:
     """One OpenSSH server for the whole session, as the user who runs the tests."""
     folder = Path(tempfile.mkdtemp(prefix="tma-sshd-"))
-    server = ThrowawaySshd(folder)
+    # What somebody's shell profile does at each login is not what is tested, and may take longer than all the rest.
+    home = folder / "home"
+    home.mkdir()
+    server = ThrowawaySshd(folder, environment={"HOME": str(home)})
     try:
         yield server.start()
     finally:

@@ -1,0 +1,11 @@
+# Prints how the files that we have rendered into shared/ differ from what we wrote: "changed NAME" or "missing NAME".
+[ -f "$folder/lists/.shared" ] || exit 0
+cd "$folder/shared"
+while IFS= read -r line; do
+    name=${line#*  }
+    if [ ! -f "$name" ] || [ -L "$name" ]; then
+        printf '%s\n' "missing $name"
+    elif [ "$(sha256sum <"$name" 2>/dev/null | cut -d ' ' -f 1)" != "${line%%  *}" ]; then
+        printf '%s\n' "changed $name"
+    fi
+done <"$folder/lists/.shared"

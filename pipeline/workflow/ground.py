@@ -1,0 +1,87 @@
+"""What one attempt stands on when the runner carries it out: made of the case, the attempt and the lease."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from pipeline.acts import Ground
+from pipeline.model import Manifest
+from pipeline.payload import Payloads, listing_digest
+from pipeline.workflow.gathering import Case, release_manifest
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt, announced in the ledger: ``fence`` is the number of its record, so that it only rises."""
+
+    run: str
+    deployment: str
+    record: str
+    record_sha256: str
+    fence: int
+
+
+def ground_for(
+    case: Case, attempt: Attempt, files: Mapping[tuple[str, str], bytes], still_ours: Callable[[], None]
+) -> Ground:
+    """The ground; ``files`` are the rendered templates by host and template."""
+    session, dossier = case.dossier.session, case.dossier
+    seen = {facts.name: facts for facts in case.facts.hosts}
+
+    lock = threading.Lock()
+
+    @cache
+    def laid(release: str) -> tuple[Manifest, str]:
+        manifest = release_manifest(dossier, case.state.releases[release])
+        return manifest, listing_digest(manifest)
+
+    def base(host: str) -> tuple[str, Manifest] | None:
+        facts = seen[host]
+        if facts.current is None or facts.list_sha256 is None or facts.current not in case.state.releases:
+            return None
+        # Of many hosts' threads the first one computes it; a cache alone would let all of them.
+        with lock:
+            manifest, digest = laid(facts.current)
+        return (facts.current, manifest) if digest == facts.list_sha256 else None
+
+    def clean(host: str) -> tuple[str, ...]:
+        return tuple(name for name in seen[host].releases if name in case.state.releases and name not in kept)
+
+    kept = _kept(case)
+    return Ground(
+        hosts=case.hosts,
+        database=case.database,
+        manifest=case.manifest,
+        payloads=Payloads(session.work / "cache" / "payloads", dossier.repository.read_stream),
+        render=lambda host, template: files[host, template],
+        scripts=case.scripts,
+        run=attempt.run,
+        fence=attempt.fence,
+        customer=case.customer,
+        environment=case.environment.key,
+        content=case.content,
+        record=attempt.record,
+        record_sha256=attempt.record_sha256,
+        progress=session.progress,
+        base=base,
+        clean=clean,
+        conceal=session.conceal,
+        still_ours=still_ours,
+        clock=session.now,
+    )
+
+
+def _kept(case: Case) -> set[str]:
+    """The releases that stay on the hosts: the new one, and the last ones that were installed, up to the playbook's number.
+
+    One that was rolled back from counts too: nothing that a record names as installed before goes sooner than that.
+    """
+    here = case.state.environment(case.environment.key)
+    newest_first = [deployed.release for deployed in (*here.earlier, *([here.installed] if here.installed else []))]
+    ordered = list(dict.fromkeys([case.release.name, *reversed(newest_first)]))
+    good = [name for name in ordered if name not in here.left]
+    # The one to go back to stays however many bad ones came after it.
+    return {*ordered[: case.plan.keep_releases], *good[:2]}
