@@ -14,6 +14,7 @@ One direction, downhill; a module imports only what stands below it (``pyproject
     host, migrations            one host's folder; which scripts are pending, edited, ahead
     transports/ databases/ trackers/ sign_off/    what varies, a file each
     repository, signing         the git program; Ed25519
+    git_objects, object_reader, loose_objects, new_commits, ref_files    Git's objects and refs: read and written
     state, content, differences, versions, additive    pure: the fold of records, hashes, orders, what only adds
     model, paths, errors        the nouns; file names as text; the families of errors
 

@@ -125,10 +125,14 @@ def host_does(action: Action) -> bool:
 
 @dataclass(frozen=True)
 class How:
-    """``whole`` sends all files, whatever the host holds; ``back``: Switch and Render mean their opposites."""
+    """``whole`` sends all files, whatever the host holds; ``back``: Switch and Render mean their opposites.
+
+    ``spoilt`` is what was sent before, and was not what it should be: it is made anew.
+    """
 
     whole: bool = False
     back: bool = False
+    spoilt: Payload | None = None
 
 
 def host_step(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
@@ -196,8 +200,13 @@ def _inputs(action: Action, plan: Plan, **more: str) -> str:
 
 def _upload(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
     base = None if how.whole else ground.base(action.host)
-    payload = ground.payloads.get(ground.manifest, base[1] if base else None)
-    inputs = _inputs(action, plan, digest=payload.digest, base=base[0] if base else "")
+    there = base[1] if base else None
+    payload = ground.payloads.get(ground.manifest, there)
+    more = {"base": base[0] if base else ""}
+    if how.spoilt is not None:
+        payload = ground.payloads.renew(how.spoilt, ground.manifest, there)
+        more["anew"] = ground.record
+    inputs = _inputs(action, plan, digest=payload.digest, **more)
     words = (plan.release, payload.digest, base[0] if base else "")
     return Part(JobStep(action.number, inputs, "upload", words), payload)
 

@@ -31,7 +31,7 @@ from pipeline.job import BUSY, INCOMPLETE, OVERTAKEN, RELEASE, Job, Told, librar
 from pipeline.model import Manifest
 from pipeline.paths import path_text
 from pipeline.payload import listing
-from pipeline.transports import LineCut, Result, Transport
+from pipeline.transports import LineCut, Result, Transport, TurnedAway
 
 BEGIN = b"tma-pipeline:begin\n"
 REFUSED = 91
@@ -186,9 +186,9 @@ class Host:
         """What became of the job's steps, as the host tells. A failed one is among them, not an error.
 
         A line that is cut changes nothing on the host: the same job is sent again, finds what is done in the journal, and
-        waits for what still runs. So it is once when somebody on the host kills it. LineCut when the host cannot be asked for ``patience`` seconds: the outcome is not known.
-        Refused when a later run has taken over; Locked when another run's step does not end; Failed when the job itself
-        cannot run there.
+        waits for what still runs. So it is, once, when the job is killed on the host. LineCut when the host cannot be asked
+        for ``patience`` seconds: the outcome is not known. Refused when a later run has taken over; Locked when another
+        run's step does not end; Failed when the job itself cannot run there.
         """
         job.check()
         run = job.entry.run
@@ -208,7 +208,9 @@ class Host:
                 incomplete += result.exit_code == INCOMPLETE
                 if result.exit_code > KILLED and told.silent and not killed:
                     killed = True
-                    on_trouble(f"the job on {self.name} was killed there (exit code {result.exit_code}); it is sent again")
+                    on_trouble(
+                        f"the job on {self.name} was killed there (exit code {result.exit_code}); it is sent again"
+                    )
                     continue
                 if result.exit_code != INCOMPLETE or incomplete > (job.direction == "back"):
                     return self._judged(told, result)
@@ -222,7 +224,7 @@ class Host:
                 trouble = unreachable
             if asked_until is None or told.heard:
                 asked_until = time.monotonic() + patience
-            if time.monotonic() >= asked_until:
+            if time.monotonic() >= asked_until or isinstance(trouble, TurnedAway):
                 raise trouble if isinstance(trouble, LineCut) else LineCut(str(trouble))
             said = trouble.what if isinstance(trouble, PipelineError) else str(trouble)
             on_trouble(f"{said}; asking {self.name} what became of it")
@@ -310,7 +312,7 @@ class _Guarded:
     def __init__(self, transport: Transport, host: str, folder: str, fence: int) -> None:
         self._transport, self._host, self._folder, self._fence = transport, host, folder, fence
         self.name, self.dial, self.forward = transport.name, transport.dial, transport.forward
-        self.stream, self.close = transport.stream, transport.close
+        self.stream, self.close, self.connect = transport.stream, transport.close, transport.connect
 
     def run(self, script: str, arguments: Sequence[str] = (), **options: Any) -> Result:
         words = (self._folder, str(self._fence), script, *arguments)

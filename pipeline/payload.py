@@ -67,10 +67,6 @@ class Payload:
             while piece := file.read(PIECE):
                 yield piece
 
-    def forget(self) -> None:
-        """Takes it out of the cache: a host found that it is not what it should be."""
-        self.members.unlink(missing_ok=True)
-
 
 class Payloads:
     """The payloads of one run, made when first asked for; safe for several threads."""
@@ -93,16 +89,24 @@ class Payloads:
                 found = self._known[key] = self._make(release, base)
             return found
 
-    def _make(self, release: Manifest, base: Manifest | None) -> Payload:
+    def renew(self, spoilt: Payload, release: Manifest, base: Manifest | None) -> Payload:
+        """As :meth:`get`, made anew: a host found that ``spoilt`` is not what it should be. Once for all that find it."""
+        key = (base.tree if base else None, release.tree)
+        with self._lock:
+            if self._known.get(key) is spoilt:
+                self._known[key] = self._make(release, base, anew=True)
+        return self.get(release, base)
+
+    def _make(self, release: Manifest, base: Manifest | None, *, anew: bool = False) -> Payload:
         before = {file.path: file for file in base.files} if base else {}
         after = {file.path for file in release.files}
         changed = [file for file in release.files if not _same(before.get(file.path), file)]
         gone = [path for path in before if path not in after]
         replaced = [file.path for file in changed if file.path in before]
-        folders = _folders(before) - _folders(after)
+        folders = _folders(gone) - _folders(after) if gone else set()
         expected = listing(release)
         path = self._folder / f"{base.tree if base else 'nothing'}-{release.tree}.tar"
-        if not path.exists():
+        if anew or not path.exists():
             self._write(path, changed)
         with contextlib.suppress(OSError):
             os.utime(path)

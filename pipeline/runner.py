@@ -20,7 +20,7 @@ from typing import Literal
 from pipeline import acts
 from pipeline.acts import Ground, How, Report
 from pipeline.errors import Failed, PipelineError, Reason, Unreachable, overtaken
-from pipeline.job import Direction, Job, JobStep
+from pipeline.job import DIFFERENT, Direction, Job, JobStep
 from pipeline.playbook import Action, Plan, waves
 from pipeline.transports import LineCut
 from pipeline.way_back import finished, way_back
@@ -224,6 +224,11 @@ class _Going:
                 # What lies there is not what the payload was made for: everything is sent.
                 ground.progress(f"{name}: nothing can be built on the release that serves; sending all files")
                 how = How(whole=True, back=how.back)
+                mine = mine[mine.index(action) :]
+                continue
+            if one.code == DIFFERENT and job.payload is not None and how.spoilt is None:
+                ground.progress(f"{name}: what was sent is not the release; it is made anew")
+                how = How(whole=True, back=how.back, spoilt=job.payload)
                 mine = mine[mine.index(action) :]
                 continue
             acts.note(action, "failed", self.report)

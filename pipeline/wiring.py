@@ -5,8 +5,11 @@ Heavy libraries are imported when an adapter is picked, so that what speaks to n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from pipeline.databases import Database
 from pipeline.errors import ConfigurationError, Reason
@@ -38,7 +41,8 @@ def transport_for(
                 reasons=[Reason("become: is for hosts over ssh", environment.key)],
             )
         return LocalTransport(name=host.name)
-    from pipeline.transports.ssh import SshTransport
+    with _without_mocks():
+        from pipeline.transports.ssh import SshTransport
 
     return SshTransport(
         host,
@@ -47,6 +51,24 @@ def transport_for(
         hint=settings.hint_unreachable,
         **({"secret": resolve} if resolve else {}),
     )
+
+
+@contextmanager
+def _without_mocks() -> Iterator[None]:
+    """While Paramiko and Fabric are imported: Invoke, which they import, names a class of ``unittest.mock`` for tests.
+
+    With it come asyncio and ssl, a fifth of the whole import, of which nothing is used.
+    """
+    if "unittest.mock" in sys.modules:
+        yield
+        return
+    stand_in = ModuleType("unittest.mock")
+    stand_in.Mock = object  # type: ignore[attr-defined]
+    sys.modules["unittest.mock"] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules["unittest.mock"]
 
 
 def host_for(

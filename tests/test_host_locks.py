@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Locked, Refused, overtaken
+from pipeline.errors import Failed, Locked, Refused, overtaken
 from pipeline.host import Host
 from pipeline.job import Job, JobStep, Told, library
 from pipeline.transports.local import LocalTransport
@@ -158,16 +159,21 @@ def test_what_a_killed_job_has_left_running_still_holds_the_lock(flocked: Host, 
     first = Running(flocked, Job(entry("run-1", 1), (waiting(gate, "one"),)))
     until(gate.parent / "one.began")
     [spool] = Path(flocked.folder, "incoming").iterdir()
+    (gate.parent / "one.began").unlink()
     os.kill(int((spool / "pid").read_text()), signal.SIGKILL)
-    with pytest.raises(Exception, match="did not end as it should"):
-        first.result()
-    second = Running(flocked, Job(entry("run-2", 2), (waiting(gate, "two"),)))
-    while not second.said:
+    second = Running(flocked, Job(entry("run-1", 1), (waiting(gate, "one"),)))
+    for _ in range(600):
+        if second.said:
+            break
         time.sleep(0.05)
-    assert not (gate.parent / "two.began").exists() and not (gate.parent / "one.ended").exists()
+    assert any("waiting for a step that still runs there" in line for line in second.said)
+    assert not (gate.parent / "one.began").exists() and not (gate.parent / "one.ended").exists()
     gate.touch()
-    assert outcomes(second.result()) == {3: "ok"}
-    assert (gate.parent / "one.ended").exists()
+    assert outcomes(second.result())[3] in ("ok", "again")
+    # Only now it was done again: nothing told how it had ended.
+    assert (gate.parent / "one.began").exists() and (gate.parent / "one.ended").exists()
+    with contextlib.suppress(Failed):
+        first.result()
 
 
 def test_a_job_goes_on_when_whoever_sent_it_is_gone(host: Host, folder: Path, gate: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import zlib
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,35 @@ def all_object_bytes(repository: Repository) -> bytes:
 
 
 # --- append
+
+
+def test_an_append_starts_git_to_move_refs_and_once_to_read(
+    ledger: Ledger, jane: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.append(jane, line_started(ledger.repository))
+    again, started = open_ledger(ledger.repository.path), list[list[str]]()
+
+    class Noted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, words: list[str], *rest: Any, **named: Any) -> None:
+            started.append([word for word in words if word in ("cat-file", "update-ref") or word == words[-1]])
+            super().__init__(words, *rest, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    again.complete()
+    again.state()
+    for number in (1, 2):
+        [record] = again.append(jane, lambda state, number=number: [ticket(number)])
+        assert again.state().head == again.record_sha256(record.id)
+    assert [words[0] for words in started] == ["cat-file", "update-ref", "update-ref"]
+
+
+def test_the_state_after_an_append_is_the_one_that_is_read(ledger: Ledger, jane: Signer) -> None:
+    ledger.append(jane, lambda state: [*line_started(ledger.repository)(state), ticket(1)])
+    assert ledger.state() == Ledger(ledger.repository, CUSTOMER).state()
+    other = open_ledger(ledger.repository.path)
+    other.append(jane, lambda state: [ticket(2)])
+    assert ledger.state() == other.state()
+    assert ledger.state().number == 3
 
 
 def test_an_empty_ledger_has_an_empty_state(ledger: Ledger) -> None:

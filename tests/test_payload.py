@@ -126,7 +126,7 @@ def test_bytes_that_are_not_the_release_s_never_get_its_name(host: Host, tmp_pat
     assert outcomes(told) == {1: "failed 92"}
     assert any("./app.py" in line for line in told.steps[1].output)
     assert list((tmp_path / "app 1/releases").iterdir()) == []
-    payload.forget()
+    payload.members.unlink()
     assert outcomes(put(host, "1.0+1", OLD, fence=2)) == {1: "ok"}
 
 
@@ -179,9 +179,21 @@ def test_many_hosts_at_once_and_later_runs_share_one_payload(tmp_path: Path) -> 
     assert Payloads(tmp_path / "cache", read).get(read.manifest, None) == got[0]
     assert read.asked == []
     # The folder may be deleted at any time.
-    got[0].forget()
+    got[0].members.unlink()
     assert payloads.get(read.manifest, None) == got[0] and read.asked != []
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".tar"]
+
+
+def test_a_spoilt_payload_is_made_anew_once_for_all_that_find_it(tmp_path: Path) -> None:
+    read = Counting(OLD)
+    payloads = Payloads(tmp_path / "cache", read)
+    spoilt = payloads.get(read.manifest, None)
+    spoilt.members.write_bytes(b"spoilt")
+    read.asked.clear()
+    made = [payloads.renew(spoilt, read.manifest, None) for _ in range(3)]
+    assert made[0].members.read_bytes() != b"spoilt"
+    assert sorted(read.asked) == sorted({file.blob for file in read.manifest.files})
+    assert all(one is made[0] is payloads.get(read.manifest, None) for one in made)
 
 
 def test_pairs_of_trees_have_payloads_of_their_own(tmp_path: Path) -> None:

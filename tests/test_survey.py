@@ -166,6 +166,16 @@ def _instead(path: Path, make: Callable[[Path], object]) -> None:
     make(path)
 
 
+def _instead_of_folder(path: Path, moved: Path) -> None:
+    path.rename(moved)
+    path.symlink_to("../moved")
+
+
+def _kept_elsewhere(there: Path) -> None:
+    (there / "app.py").rename(there.parent.parent / "shared/kept")
+    (there / "app.py").symlink_to("../../shared/kept")
+
+
 DRIFT: dict[str, tuple[Callable[[Path], object], str]] = {
     "content": (lambda there: (there / "app.py").write_text("print('longer')\n"), "app.py was changed"),
     "replaced by an equal one": (
@@ -189,20 +199,14 @@ DRIFT: dict[str, tuple[Callable[[Path], object], str]] = {
     "setuid": (lambda there: (there / "bin/start").chmod(0o4755), "bin/start has another mode than 0755"),
     "sticky": (lambda there: (there / "app.py").chmod(0o1644), "app.py has another mode than 0644"),
     "link retargeted": (
-        lambda there: _instead(there / "bin/link", lambda path: path.symlink_to("/etc/passwd")),
+        lambda there: _instead(there / "bin/link", lambda path: os.symlink("/etc/passwd", path)),
         "bin/link is another kind of file or points elsewhere",
     ),
     "link to file": (
         lambda there: _instead(there / "bin/link", lambda path: path.write_text("../app.py")),
         "bin/link is another kind of file or points elsewhere",
     ),
-    "file to link": (
-        lambda there: (
-            (there / "app.py").rename(there.parent.parent / "shared/kept"),
-            (there / "app.py").symlink_to("../../shared/kept"),
-        ),
-        "app.py is another kind of file or points elsewhere",
-    ),
+    "file to link": (_kept_elsewhere, "app.py is another kind of file or points elsewhere"),
     "file to folder": (
         lambda there: _instead(there / "empty", Path.mkdir),
         "empty is another kind of file or points elsewhere",
@@ -212,7 +216,7 @@ DRIFT: dict[str, tuple[Callable[[Path], object], str]] = {
         "empty is another kind of file or points elsewhere",
     ),
     "folder to link": (
-        lambda there: (there / "bin").rename(there.parent / "moved") and (there / "bin").symlink_to("../moved"),
+        lambda there: _instead_of_folder(there / "bin", there.parent / "moved"),
         "bin does not belong to the release",
     ),
 }

@@ -22,7 +22,7 @@ from pipeline.transports.local import LocalTransport
 from pipeline.workflow import deployments
 from pipeline.workflow.session import Session
 from tests.flows import Flow, told
-from tests.test_ledger_concurrency import SHIM, ended, in_child
+from tests.test_ledger_concurrency import SHIM, ended, in_child, kill_at_objects
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +119,8 @@ def at_git(count: int, when: str, shim: Path, log: Path) -> Callable[[Session], 
             "SHIM_AT": str(count),
             "SHIM_WHEN": when,
         }
+        # What used to be git's: the objects that are written without it.
+        kill_at_objects(log, count, when)
 
     return arrange
 
@@ -252,7 +254,7 @@ def test_killed_anywhere_the_same_command_finishes_it(ready: Flow, tmp_path: Pat
         flow = copied(ready, tmp_path / f"killed-{count}")
         log.unlink()
         code = killed(flow, verb, arranged(count, log))
-        # A cat-file that was read to its end is not waited for, so that its shim cannot always kill any more.
+        # The cat-file that stays is killed, so that its shim cannot kill any more.
         assert code == -signal.SIGKILL or (what == "git after" and code == 0)
         deaths += code != 0
         again = act(flow.session(), verb)

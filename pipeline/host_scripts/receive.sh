@@ -17,5 +17,5 @@ if command -v setsid >/dev/null 2>&1; then detached=setsid; fi
 bounded=
 if command -v timeout >/dev/null 2>&1; then bounded="timeout -k 10 $2"; fi
 # shellcheck disable=SC2086 # words, not one
-$detached $bounded sh "$spool/job.sh" "$folder" "$spool" </dev/null 2>&1 &
+LC_ALL=$tma_locale $detached $bounded sh "$spool/job.sh" "$folder" "$spool" </dev/null 2>&1 &
 wait $!

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import UsageError
+from pipeline.errors import Unreachable, UsageError
 
 PIECE = 32 * 1024
 """Bytes a write: Paramiko's ``sendall`` is quadratic in what it is given at once (40 MB took 16.5 s)."""
@@ -113,12 +113,19 @@ class LineCut(Exception):
     """
 
 
+class TurnedAway(Unreachable):
+    """The host answers, but does not let us in, or is not the one that we know: asking again would change nothing."""
+
+
 class Transport(Protocol):
     """One host that can be spoken to. Connects when first used; a lost connection is opened anew by the next call."""
 
     @property
     def name(self) -> str:
         """For messages, for instance ``app1 (deploy@10.0.0.1:22)``."""
+
+    def connect(self) -> None:
+        """Connects now, so that the first use need not; Unreachable when that does not work, as the first use would."""
 
     def run(
         self,

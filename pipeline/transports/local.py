@@ -54,6 +54,9 @@ class LocalTransport:
         """For messages."""
         return self._name
 
+    def connect(self) -> None:
+        """Nothing to connect."""
+
     def run(
         self,
         script: str,

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,18 @@ from paramiko.ssh_exception import (
 
 from pipeline.errors import ConfigurationError, PipelineError, Reason, Unreachable
 from pipeline.model import Host
-from pipeline.transports import KEPT_ERRORS, SILENCE, TIMED_OUT, LineCut, Lines, Output, Result, Take, check_command
+from pipeline.transports import (
+    KEPT_ERRORS,
+    SILENCE,
+    TIMED_OUT,
+    LineCut,
+    Lines,
+    Output,
+    Result,
+    Take,
+    TurnedAway,
+    check_command,
+)
 from pipeline.transports.become import Becoming
 from pipeline.transports.relay import as_socket, listening
 from pipeline.transports.ssh_connection import CONNECT_TIMEOUT, Connection, NotTrusted
@@ -41,6 +52,9 @@ from pipeline.transports.ssh_wire import ASK_AFTER
 
 if TYPE_CHECKING:
     from pipeline.transports.host_key import OfferedKey
+
+TURNED_AWAY = (NotTrusted, BadHostKeyException, AuthenticationException, IncompatiblePeer)
+"""What a host that is there says for good."""
 
 DIAL_TIMEOUT = 10.0
 OVERTIME = 20.0
@@ -116,6 +130,10 @@ class SshTransport:
         """For messages: ``app1 (deploy@10.0.0.1:22)``."""
         there = self._connection
         return f"{self._host.name} ({there.user}@{there.host}:{there.port})"
+
+    def connect(self) -> None:
+        """See :meth:`pipeline.transports.Transport.connect`."""
+        self._open()
 
     def run(
         self,
@@ -206,7 +224,8 @@ class SshTransport:
                     ) from error
                 self._connection.close()
             else:
-                self._connection.transport.open_ahead()
+                with suppress(*LOST):
+                    self._connection.transport.open_ahead()
                 return session
         raise AssertionError
 
@@ -338,4 +357,5 @@ class SshTransport:
             reasons.append(Reason(f"the way leads over {there.gateway.user}@{there.gateway.host}:{there.gateway.port}"))
         if self._hint:
             next_commands.append(self._hint)
-        return Unreachable(what, reasons=reasons, state="Nothing was run on this host.", next_commands=next_commands)
+        kind = TurnedAway if isinstance(error, TURNED_AWAY) else Unreachable
+        return kind(what, reasons=reasons, state="Nothing was run on this host.", next_commands=next_commands)

@@ -99,7 +99,7 @@ class _Transport(paramiko.Transport):
         paramikos: Any = self
         while True:
             self.clear_to_send.wait(1)
-            if not self.active:
+            if not paramikos.active:
                 raise EOFError("the connection was lost")
             with self.clear_to_send_lock:
                 if self.clear_to_send.is_set():

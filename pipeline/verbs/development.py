@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +27,9 @@ LINTERS = (
     ("mypy",),
     ("lint-imports",),
 )
+
+
+PROVEN = ("points", "of", "wrong")
 
 
 def _a_count(text: str) -> int:
@@ -88,6 +94,43 @@ def bench(
     return _done("measured")
 
 
+@verb(GROUP, "proof", changes=False)
+def proof(
+    command: Command,
+    only: Only = None,
+    times: Annotated[
+        int | None, Option("so many times the sample of the tests, instead of all points", value="N", convert=_a_count)
+    ] = None,
+    seed: Annotated[str | None, Option("chooses another sample", value="TEXT")] = None,
+) -> Answer:
+    """Kills, cuts and fills at every point of a deployment over real SSH, and counts what was wrong; takes hours."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report"
+        environment = {"TMA_PROOF": str(times or "full"), "TMA_PROOF_REPORT": str(report)}
+        environment |= {"TMA_PROOF_SEED": seed} if seed else {}
+        try:
+            _pytest(only, "-m", "live", "tests/live/proof", dist="load", environment=environment)
+        finally:
+            _print_proof(report)
+    return _done("nothing was wrong")
+
+
+def _print_proof(report: Path) -> None:
+    """The figures of each kind of fault, added up over its tests."""
+    sums: dict[str, dict[str, float]] = {}
+    for line in report.read_text().splitlines() if report.exists() else ():
+        figures = json.loads(line)
+        known = sums.setdefault(figures.pop("what"), {})
+        for name, value in figures.items():
+            known[name] = value if name == "of" or name.startswith("seconds") else known.get(name, 0) + value
+    for what, known in sums.items():
+        others = ", ".join(f"{name.replace('_', ' ')} {known[name]:g}" for name in known if name not in PROVEN)
+        of = f" of {known['of']:g}" if "of" in known else ""
+        print(f"{what}: {known['points']:g}{of} tried, {known['wrong']:g} wrong" + (f" ({others})" if others else ""))
+    total = {name: sum(known.get(name, 0) for known in sums.values()) for name in ("points", "wrong")}
+    print(f"in all {total['points']:g} tried, {total['wrong']:g} wrong", flush=True)
+
+
 @verb(GROUP, "relock", changes=False)
 def relock(command: Command) -> Answer:
     """Writes the lock files anew from pyproject.toml, with hashes; needs uv (https://docs.astral.sh/uv/)."""
@@ -103,19 +146,23 @@ def relock(command: Command) -> Answer:
     return _done("requirements*.lock are written; look at git diff before you commit them")
 
 
-def _pytest(only: str | None, *words: str, dist: str = "loadfile") -> None:
+def _pytest(
+    only: str | None, *words: str, dist: str = "loadfile", environment: Mapping[str, str] | None = None
+) -> None:
     # A file with servers stays with one worker, since they are started once a file.
-    _run("pytest", "-n", "auto", "--dist", dist, *words, *(("-k", only) if only else ()))
+    _run("pytest", "-n", "auto", "--dist", dist, *words, *(("-k", only) if only else ()), environment=environment)
 
 
-def _run(program: str, *words: str) -> None:
+def _run(program: str, *words: str, environment: Mapping[str, str] | None = None) -> None:
     """Runs a program of this Python's environment, else one on PATH; Failed unless it ends with 0."""
     shown = " ".join([program, *words])
     print(f"$ {shown}", flush=True)
     beside = Path(sys.executable).with_name(program)
     command = [str(beside) if beside.exists() else program, *words]
     try:
-        ended = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False).returncode
+        ended = subprocess.run(
+            command, cwd=ROOT, stdout=sys.stderr, check=False, env=os.environ | dict(environment or {})
+        ).returncode
     except FileNotFoundError:
         raise UsageError(f"{program} is not installed", next_commands=["make test"]) from None
     if ended != 0:
@@ -128,4 +175,4 @@ def _done(what: str) -> Answer:
     return Result(changed=False, what=what)
 
 
-__all__: Sequence[str] = ("GROUP", "bench", "in_checkout", "lint", "quick", "relock", "test")
+__all__: Sequence[str] = ("GROUP", "bench", "in_checkout", "lint", "proof", "quick", "relock", "test")

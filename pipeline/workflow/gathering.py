@@ -121,7 +121,7 @@ def hosts_of(dossier: Dossier, environment: Environment) -> dict[str, Host]:
     """The environment's hosts by key, not connected yet."""
     session = dossier.session
     return {
-        host.name: wiring.host_for(host, environment, session.workspace.settings, session.folder)
+        host.name: wiring.host_for(host, environment, session.workspace.settings, session.folder, session.resolve)
         for host in environment.hosts
     }
 

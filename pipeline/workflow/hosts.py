@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Literal, TypeVar
 
 from pipeline.errors import Reason, Unreachable
@@ -79,6 +82,29 @@ def _asked(ask: Callable[[Host], T], host: Host) -> T | _Raised:
         return _Raised(Unreachable(f"{host.name} was lost while it was being looked at.", reasons=[str(error)]))
     except Exception as error:  # raised again by whoever waits, when every host has answered
         return _Raised(error)
+
+
+def connecting(*groups: Mapping[str, Host]) -> None:
+    """Begins to connect to all of these hosts, at most :data:`AT_ONCE` at a time, and does not wait.
+
+    While the handshakes are under way Git can be read. A host that cannot be reached says so when it is first used.
+    """
+    hosts = SimpleQueue[Host]()
+    for group in groups:
+        for host in group.values():
+            hosts.put(host)
+
+    def work() -> None:
+        while True:
+            try:
+                host = hosts.get_nowait()
+            except Empty:
+                return
+            with suppress(Exception):
+                host.transport.connect()
+
+    for _ in range(min(AT_ONCE, hosts.qsize())):
+        Thread(target=work, name="connecting", daemon=True).start()
 
 
 def looked_at_hosts(

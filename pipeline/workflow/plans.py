@@ -13,6 +13,7 @@ from pipeline.errors import Reason
 from pipeline.playbook import contract_scripts
 from pipeline.state import Deployed, ReleaseState, Running, State
 from pipeline.workflow.gathering import Case, closing, frozen_playbook, gather, hosts_of
+from pipeline.workflow.hosts import connecting
 from pipeline.workflow.session import Dossier, Result, Session
 
 
@@ -98,6 +99,7 @@ def looked_at(
     hosts = hosts_of(dossier, dossier.environment(environment))
     test_hosts = hosts_of(dossier, dossier.environment("test")) if purpose == "promote" and frozen is None else {}
     with closing(hosts, test_hosts):
+        connecting(hosts, test_hosts)
         yield gather(
             dossier,
             state,

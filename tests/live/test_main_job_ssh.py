@@ -69,7 +69,7 @@ class Depot(SshSample):
         except PipelineError as error:
             self.shown += [error.render(), json.dumps(error.as_json())]
             raise
-        self.shown += [*result.lines(), *result.next_commands, result.model_dump_json()]
+        self.shown += [*result.lines(), *result.next_commands, json.dumps(result.model_dump(mode="json"))]
         return result
 
     def begin(self) -> None:
@@ -209,7 +209,8 @@ def test_a_release_that_breaks_on_the_second_host_brings_both_back_and_no_secret
         assert "release=2.0.0+1" in (depot.host("production", number) / "shared" / "app.conf").read_text()
         last = depot.journal(number)[-1]
         assert (last.release, last.what, last.outcome) == ("2.1.0+1", "deployment-finished", "failed")
-    assert len(depot.journal(2)) == before + 2
+    since = [entry.what for entry in depot.journal(2)[before:] if entry.what.startswith("deployment")]
+    assert since == ["deployment-started", "deployment-finished"]
     newest = depot.do(overview.history, customer="acme").records[0]
     assert (newest["kind"], newest["outcome"], newest["environment"]) == ("deployment-finished", "failed", "production")
     events = depot.do(tickets.show_ticket, customer="acme", ticket="ACME-1").events

@@ -14,11 +14,14 @@ Fault = Literal["cut", "away", "frozen", "frozen away"]
 
 
 class FaultyLine:
-    """A proxy on loopback to the port ``target``. ``passed``: bytes so far, both ways together; ``port`` is its own."""
+    """A proxy on loopback to the port ``target``. ``passed``: bytes so far, both ways together; ``port`` is its own.
+
+    ``taken``: connections that were passed on.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
-        self.passed = 0
+        self.passed = self.taken = 0
         self.failed = False
         self._after: int | None = None
         self._fault: Fault = "cut"
@@ -76,6 +79,7 @@ class FaultyLine:
                     client.close()
                     continue
                 with self._lock:
+                    self.taken += 1
                     self._open |= {client, server}
                 for source, sink in ((client, server), (server, client)):
                     source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -13,6 +13,7 @@ import os
 import queue
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -95,11 +96,13 @@ class Controllers:
         die_at: int | None = None,
         boundaries: Path | None = None,
         patience: float | None = None,
+        machine: str | None = None,
         **words: Any,
     ) -> Run:
         """Starts a verb in the workspace ``folder``. ``die_at``: the number of the boundary at which it kills itself.
 
         ``boundaries``: a file that gets each boundary's name. ``patience``: how long a lost host is asked, in seconds.
+        ``machine``: the name of the machine that it believes to be on.
         """
         with self._lock:
             self._number += 1
@@ -108,6 +111,7 @@ class Controllers:
             result = self._scratch / f"result-{number}.json"
             request = {"number": number, "folder": str(folder), "verb": verb, "words": words, "result": str(result)}
             request |= {"die_at": die_at, "boundaries": str(boundaries) if boundaries else None, "patience": patience}
+            request |= {"machine": machine}
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
@@ -213,6 +217,8 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
         defaults = Host.carry.__kwdefaults__
         assert defaults is not None
         defaults["patience"] = request["patience"]
+    if request["machine"] is not None:
+        socket.gethostname = lambda: str(request["machine"])
     passed = _boundaries(request)
 
     def progress(line: str) -> None:

@@ -13,16 +13,20 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from pipeline.host import Host
+from pipeline.installation import Installation
+from pipeline.ledger import Ledger
 from pipeline.transports.local import LocalTransport
+from pipeline.workflow import deployments, lines, products, releases, tickets
 from tests.flows import Flow
 from tests.live.over_ssh import SshSample
 from tests.live.proof.driver import Controllers, Outcome
+from tests.servers.faulty_line import FaultyLine
 from tests.servers.sshd import ThrowawaySshd
 
 OLD, NEW, BROKEN = "1.0.0+1", "1.2.0+1", "1.3.0+1"
@@ -42,9 +46,18 @@ class Stage(Flow, SshSample):
 
     seen: Path | None = None
 
-    def __init__(self, folder: Path, servers: Sequence[ThrowawaySshd], playbook: str | None = None) -> None:
-        SshSample.__init__(self, folder, {"test": servers})
+    def __init__(
+        self,
+        folder: Path,
+        servers: Sequence[ThrowawaySshd],
+        playbook: str | None = None,
+        customers: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.customers = customers or {"acme": ("test",)}
+        SshSample.__init__(self, folder, dict.fromkeys(self.customers["acme"], servers))
         self.hosts = len(servers)
+        for customer, environments in self.customers.items():
+            self._another(customer, environments)
         if playbook is not None:
             self.write("playbooks/depot.yaml", playbook)
         base = {"migrations/001_base.sql": "CREATE TABLE times (id INTEGER PRIMARY KEY, script TEXT);\n"}
@@ -70,30 +83,53 @@ class Stage(Flow, SshSample):
             (self.product / "link").symlink_to("a.txt")
         SshSample.version(self, version, agree | same | gone | files)
 
+    def _another(self, customer: str, environments: Sequence[str]) -> None:
+        """A customer's settings, made of those of the first."""
+        if customer == "acme":
+            return
+        theirs = self.folder / "environments" / customer
+        theirs.mkdir()
+        for name in ("customer", *environments):
+            text = (self.folder / "environments/acme" / f"{name}.yaml").read_text()
+            text = text.replace("ACME", customer.upper()).replace("/hosts/", f"/hosts/{customer}-")
+            (theirs / f"{name}.yaml").write_text(text)
+        people = self.folder / "environments/people.yaml"
+        people.write_text(people.read_text().replace("customers: [acme", f"customers: [acme, {customer}"))
+
+    def over(self, server: ThrowawaySshd, line: FaultyLine) -> Stage:
+        """The server is reached over this line."""
+        config = self.folder / "ssh_config"
+        config.write_text(config.read_text().replace(f"Port {server.port}", f"Port {line.port}"))
+        with server.known_hosts_file.open("a") as known:
+            known.write(f"[127.0.0.1]:{line.port} {server.host_key}\n")
+        return self
+
     def ready(self) -> Stage:
         """1.0.0 serves, the others are released."""
-        from pipeline.workflow import lines, products, releases, tickets
 
         def session() -> Any:
             return self.session(clock=None)
 
         products.import_product(session(), product="depot")
-        lines.start_line(session(), customer="acme", version="1.0.0")
-        tickets.open_ticket(session(), customer="acme", title="t", text="t", changed="c", test="look")
-        releases.make_release(session(), customer="acme", version="1.0.0", tickets=("ACME-1",))
-        from pipeline.workflow import deployments
-
-        deployments.deploy(session(), customer="acme")
-        for version in ("1.2.0", "1.3.0"):
-            releases.make_release(session(), customer="acme", version=version, tickets=("ACME-1",))
+        for customer, environments in self.customers.items():
+            lines.start_line(session(), customer=customer, version="1.0.0")
+            named = tickets.open_ticket(
+                session(), customer=customer, title="t", text="t", changed="c", test="look"
+            ).ticket
+            releases.make_release(session(), customer=customer, version="1.0.0", tickets=(named,))
+            for environment in environments:
+                deployments.deploy(session(), customer=customer, environment=environment)
+            for version in ("1.2.0", "1.3.0"):
+                releases.make_release(session(), customer=customer, version=version, tickets=(named,))
         self.keep()
         return self
 
     # --- again and again
 
-    def host(self, environment: str, number: int = 1) -> Path:
+    def host(self, environment: str, number: int = 1, customer: str = "acme") -> Path:
         """Where a host's folder is seen from here."""
-        return (self.seen or self.folder / "hosts") / f"{environment}{number}"
+        theirs = "" if customer == "acme" else f"{customer}-"
+        return (self.seen or self.folder / "hosts") / f"{theirs}{environment}{number}"
 
     def _parts(self) -> dict[str, Path]:
         parts = {"hosts": self.seen or self.folder / "hosts"}
@@ -114,18 +150,20 @@ class Stage(Flow, SshSample):
 
     # --- what is true
 
-    def truth(self, environment: str = "test") -> Truth:
-        return Truth(self, environment)
+    def truth(self, environment: str = "test", customer: str = "acme") -> Truth:
+        return Truth(self, environment, customer)
 
 
 class Truth:
     """What hosts, database and ledger themselves say, not asked through the pipeline's verbs."""
 
-    def __init__(self, stage: Stage, environment: str) -> None:
-        self.stage, self.environment = stage, environment
-        self.state = stage.state()
+    def __init__(self, stage: Stage, environment: str, customer: str) -> None:
+        self.stage, self.environment, self.customer = stage, environment, customer
+        self.ledger = Ledger(stage.repository, customer)
+        self.installation = Installation(stage.repository, customer)
+        self.state = self.ledger.state()
         self.here = self.state.environment(environment)
-        self.folders = [stage.host(environment, number) for number in range(1, stage.hosts + 1)]
+        self.folders = [stage.host(environment, number, customer) for number in range(1, stage.hosts + 1)]
         self.hosts = [Host(LocalTransport(), folder.name, str(folder)) for folder in self.folders]
 
     def serving(self) -> list[str]:
@@ -135,7 +173,7 @@ class Truth:
             link = folder / "current"
             name = link.readlink().name if link.is_symlink() else "nothing"
             if name in self.state.releases:
-                wrong = host.verify(name, self.stage.installation.manifest(self.state.releases[name].commit))
+                wrong = host.verify(name, self.installation.manifest(self.state.releases[name].commit))
                 name = f"{name} but {wrong}" if wrong else name
             found.append(name)
         return found
@@ -153,9 +191,9 @@ class Truth:
             if host.verify_shared():
                 said.append(f"{host.name}: {host.verify_shared()}")
         people = self.stage.session().workspace.people
-        said += [f"ledger: {reason.text} ({reason.source})" for reason in self.stage.ledger.verify(people)]
+        said += [f"ledger: {reason.text} ({reason.source})" for reason in self.ledger.verify(people)]
         if idle:
-            said += [f"lease left: {ref}" for ref in self.stage.repository.refs("refs/leases/")]
+            said += [f"lease left: {ref}" for ref in self.stage.repository.refs(f"refs/leases/{self.customer}/")]
             if self.here.running is not None:
                 said.append(f"the ledger says that {self.here.running.release} is under way")
         installed = self.here.installed.release if self.here.installed else None
@@ -187,7 +225,10 @@ class Truth:
         said: list[str] = []
         done: set[tuple[Any, ...]] = set()
         highest = 0
+        whose: dict[int, str] = {}
         for entry in entries:
+            if whose.setdefault(entry.fence, entry.run) != entry.run:
+                said.append(f"entry {entry.number}: two runs have the fence {entry.fence}")
             if entry.fence < highest:
                 said.append(f"entry {entry.number}: fence {entry.fence} after {highest}")
             highest = max(highest, entry.fence)
@@ -198,7 +239,7 @@ class Truth:
                 if one in done:
                     said.append(f"entry {entry.number}: step {entry.step} was done again")
                 done.add(one)
-        known = {record.id for record in self.stage.records()}
+        known = {record.id for record in self.ledger.records()}
         said += [f"entry {e.number}: no record {e.record}" for e in entries if e.record and e.record not in known]
         return said
 

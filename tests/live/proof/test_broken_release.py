@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 import urllib.request
@@ -125,9 +127,6 @@ class Serving(Stage):
 
 def end(pid: int) -> None:
     """Ends one of our web servers, and nothing else that was given its number."""
-    import os
-    import signal
-
     with suppress(OSError):
         if b"serve.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGTERM)

@@ -37,12 +37,7 @@ def line(plain: ThrowawaySshd) -> Iterator[FaultyLine]:
 
 @pytest.fixture(scope="module")
 def stage(plain: ThrowawaySshd, line: FaultyLine, tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    stage = Stage(tmp_path_factory.mktemp("stage"), [plain])
-    config = stage.folder / "ssh_config"
-    config.write_text(config.read_text().replace(f"Port {plain.port}", f"Port {line.port}"))
-    with plain.known_hosts_file.open("a") as known:
-        known.write(f"[127.0.0.1]:{line.port} {plain.host_key}\n")
-    return stage.ready()
+    return Stage(tmp_path_factory.mktemp("stage"), [plain]).over(plain, line).ready()
 
 
 @pytest.mark.parametrize(
