@@ -127,12 +127,15 @@ def host_does(action: Action) -> bool:
 class How:
     """``whole`` sends all files, whatever the host holds; ``back``: Switch and Render mean their opposites.
 
-    ``spoilt`` is what was sent before, and was not what it should be: it is made anew.
+    ``spoilt`` is what was sent before, and was not what it should be: it is made anew. ``copy``: the new release shares
+    no file with the old one. ``nth``: how many actions before this one do the same on this host.
     """
 
     whole: bool = False
     back: bool = False
     spoilt: Payload | None = None
+    copy: bool = False
+    nth: int = 0
 
 
 def host_step(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
@@ -141,10 +144,15 @@ def host_step(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
 
 
 def controller_step(
-    action: Action, plan: Plan, ground: Ground, direction: Direction, outcome: Literal["ok", "failed"] | None = None
+    action: Action,
+    plan: Plan,
+    ground: Ground,
+    how: How,
+    direction: Direction,
+    outcome: Literal["ok", "failed"] | None = None,
 ) -> JobStep:
     """What is written down on the host about an action that the controller does itself."""
-    inputs = _inputs(action, plan, record=ground.record)
+    inputs = _inputs(action, plan, how, record=ground.record)
     return JobStep(action.number, inputs, of="controller", direction=direction, outcome=outcome)
 
 
@@ -189,10 +197,13 @@ def trouble_of(action: Action, told: StepTold, ground: Ground) -> PipelineError:
     return Failed(f"{action.title} on {action.host} did not work (exit code {told.code}).", reasons=reasons)
 
 
-def _inputs(action: Action, plan: Plan, **more: str) -> str:
-    """SHA-256 of what an action is done with; with the attempt's record where it is to be done anew by each attempt."""
+def _inputs(action: Action, plan: Plan, how: How, **more: str) -> str:
+    """SHA-256 of what an action is done with; with the attempt's record where it is to be done anew by each attempt.
+
+    The action's number is no part of it: a migration that is applied is no longer in the plan of the next attempt.
+    """
     what = action.what.model_dump(mode="json")
-    return settings_digest({"release": plan.release, "what": what, **more})
+    return settings_digest({"release": plan.release, "what": what, "nth": how.nth, **more})
 
 
 # --- what a host does by itself ---------------------------------------------------------------------------------------
@@ -206,14 +217,14 @@ def _upload(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
     if how.spoilt is not None:
         payload = ground.payloads.renew(how.spoilt, ground.manifest, there)
         more["anew"] = ground.record
-    inputs = _inputs(action, plan, digest=payload.digest, **more)
-    words = (plan.release, payload.digest, base[0] if base else "")
+    inputs = _inputs(action, plan, how, digest=payload.digest, **more)
+    words = (plan.release, payload.digest, base[0] if base else "", "copy" if how.copy else "link")
     return Part(JobStep(action.number, inputs, "upload", words), payload)
 
 
 def _render(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
     assert isinstance(action.what, Render)
-    inputs = _inputs(action, plan, record=ground.record)
+    inputs = _inputs(action, plan, how, record=ground.record)
     if how.back:
         return Part(JobStep(action.number, inputs, "restore"))
     files = {
@@ -225,7 +236,7 @@ def _render(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
 
 def _switch(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
     to = (plan.installed or "") if how.back else plan.release
-    return Part(JobStep(action.number, _inputs(action, plan, to=to), "switch", (to,)))
+    return Part(JobStep(action.number, _inputs(action, plan, how, to=to), "switch", (to,)))
 
 
 def _command(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
@@ -233,16 +244,17 @@ def _command(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
     assert isinstance(what, Command)
     folder = "current" if what.folder == "current" else f"releases/{plan.release}"
     words = (str(what.seconds), folder, *what.argv)
-    return Part(
-        JobStep(action.number, _inputs(action, plan), "command", words, what.seconds, environment=_environment(plan))
-    )
+    # What stops, starts or takes out of the load balancer may be undone between two attempts, and may be done again.
+    again = {"record": ground.record} if what.serving or what.traffic else {}
+    inputs = _inputs(action, plan, how, **again)
+    return Part(JobStep(action.number, inputs, "command", words, what.seconds, environment=_environment(plan)))
 
 
 def _probe(action: Action, plan: Plan, ground: Ground, how: How) -> Part:
     what = action.what
     assert isinstance(what, Probe)
     words = (str(what.within), "current", *what.argv)
-    inputs = _inputs(action, plan, record=ground.record)
+    inputs = _inputs(action, plan, how, record=ground.record)
     return Part(JobStep(action.number, inputs, "probe", words, 2 * what.within + 10, environment=_environment(plan)))
 
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from pipeline.errors import OVERTAKEN as OVERTAKEN_RULE
@@ -316,12 +317,17 @@ class _Guarded:
 
     def run(self, script: str, arguments: Sequence[str] = (), **options: Any) -> Result:
         words = (self._folder, str(self._fence), script, *arguments)
-        result = self._transport.run(script_text("guard"), words, **options)
+        result = self._transport.run(_guard(), words, **options)
         if result.exit_code == OVERTAKEN:
             raise _overtaken(self._host, f"its journal holds a fence above {self._fence}")
         if result.exit_code == BUSY:
             raise _busy(self._host)
         return result
+
+
+@cache
+def _guard() -> str:
+    return "\n".join(script_text(part) for part in ("locks", "guard"))
 
 
 def _overtaken(host: str, said: str) -> Refused:

@@ -85,7 +85,7 @@ class Job:
         variables = [name for step in self.steps for name in step.environment]
         for step in self.steps:
             if step.act == "upload":
-                names += [step.words[0], *filter(None, step.words[2:])]
+                names += [step.words[0], *(word for word in step.words[2:] if word not in ("", "="))]
             elif step.act == "switch":
                 names += filter(None, step.words)
             elif step.act in ("command", "probe") and step.words[1] not in (".", "current"):
@@ -150,6 +150,9 @@ class StepTold:
 _LINE = re.compile(r"tma (step|out|refused|overtaken|busy|waiting|end|beat)(?: (.*))?", re.DOTALL)
 
 
+_STEP = re.compile(r"[0-9]{1,5} (started|ok|ok again|failed [0-9]{1,3})")
+
+
 class Told:
     """Collects what a host says while it runs a job; ``on_step`` is told of each step as it begins.
 
@@ -194,6 +197,8 @@ class Told:
                 self.ended = True
 
     def _step(self, words: Sequence[str]) -> None:
+        if not _STEP.fullmatch(" ".join(words)):
+            return
         number, outcome = int(words[0]), words[1]
         if outcome == "started":
             self.steps[number] = StepTold("started")

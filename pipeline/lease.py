@@ -404,9 +404,13 @@ def _locked(lease: Lease | None, customer: str, environment: str) -> Locked:
     return Locked(
         f"another run holds {environment} of {customer}",
         reasons=[Reason(who, lease_ref(customer, environment))],
-        next_commands=["wait for it to end", _release_command(customer, environment)],
+        next_commands=[WAIT, _release_command(customer, environment)],
         details={} if lease is None else lease.model_dump(mode="json", exclude={"lock", "token"}),
     )
+
+
+WAIT = "wait for it to end"
+"""What to do while another run holds the lock; who knows the command that was given names it with ``--wait`` instead."""
 
 
 def _release_command(customer: str, environment: str) -> str:

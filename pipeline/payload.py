@@ -126,6 +126,8 @@ class Payloads:
             with os.fdopen(handle, "wb") as out:
                 for piece in members(self._entries(files)):
                     out.write(piece)
+                out.flush()
+                os.fsync(out.fileno())
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

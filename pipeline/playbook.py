@@ -19,7 +19,7 @@ from pipeline.additive import is_additive
 from pipeline.errors import ConfigurationError, Reason
 from pipeline.model import Host, Key, Noun, PlainPath, Script
 from pipeline.operations import Command, Migrate, Operation
-from pipeline.steps import AnyStep, ConfigureStep, MigrateStep, Target, Unproven
+from pipeline.steps import AnyStep, CommandStep, ConfigureStep, MigrateStep, Target, Unproven
 
 __all__ = [
     "Action",
@@ -67,8 +67,9 @@ class Plan(Noun):
 
     ``point_of_no_return`` is the number of the first action after which the old code cannot simply be switched back to
     (a migration that runs after the switch), or None. ``restore_needed`` names the migrations that run while the
-    application is stopped and are not known to leave a schema on which the old code can run: a failure after one of them
-    is not brought back by the code alone. ``keep_releases`` is how many releases stay on each host.
+    application is stopped, in this attempt or in an earlier one of the same run, and are not known to leave a schema on
+    which the old code can run: a failure after one of them is not brought back by the code alone. ``keep_releases`` is how
+    many releases stay on each host.
     """
 
     customer: Key
@@ -221,7 +222,7 @@ def plan(playbook: Playbook, target: Target, *, rollback: bool = False) -> Plan:
                         )
                     )
         switched = switched or any(step.kind == "switch" for step in group)
-    needed = dict(_while_stopped(actions, target))
+    needed = {**dict(_ran_while_stopped(playbook, target)), **dict(_while_stopped(actions, target))}
     return Plan(
         customer=target.customer.key,
         environment=target.environment.key,
@@ -304,6 +305,21 @@ def _while_stopped(actions: Sequence[Action], target: Target) -> Iterator[tuple[
             yield from (
                 (script, target.unproven[script]) for script in action.what.scripts if script in target.unproven
             )
+
+
+def _ran_while_stopped(playbook: Playbook, target: Target) -> Iterator[tuple[str, Unproven]]:
+    """The same of those that earlier attempts of this run have applied, for which the plan has no action any more."""
+    from pipeline.migrations import named
+
+    for script in target.ran:
+        stopped = False
+        for step in playbook.steps:
+            if isinstance(step, CommandStep) and step.serving:
+                stopped = step.serving == "stop" and target.installed is not None
+            elif isinstance(step, MigrateStep) and named(script, step.only, step.except_):
+                if stopped and script in target.unproven:
+                    yield script, target.unproven[script]
+                break
 
 
 def _restored(action: Action, needed: Mapping[str, Unproven]) -> Action:

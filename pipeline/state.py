@@ -14,7 +14,7 @@ from pydantic import Field
 
 from pipeline.model import Decision, Instant, Noun, ObjectId, Record, Sha256, TicketRef
 
-STATE_SCHEMA = 3
+STATE_SCHEMA = 4
 """Raise it with every change of these models or of the fold: a state.json of an older schema is folded anew."""
 
 EVERY_SCRIPT = "*"
@@ -336,12 +336,7 @@ def _deployment_finished(state: State, record: Record) -> dict[str, Any]:
         update["installed"] = installed
         update["quarantined"] = None
         update["failed"] = None
-        left = set(before.left)
-        if installed.purpose == "rollback" and before.installed is not None:
-            left.add(before.installed.release)
-        elif installed.purpose != "rollback":
-            left.discard(installed.release)
-        update["left"] = tuple(sorted(left))
+        update["left"] = _left(before, installed.release, installed.purpose)
     else:
         update["failed"] = f"{record.details['deployment']} of {record.release}"
         if record.details.get("quarantined"):
@@ -349,14 +344,29 @@ def _deployment_finished(state: State, record: Record) -> dict[str, Any]:
     changes: dict[str, Any] = {"environments": _with_environment(state, record.environment, **update)}
     if record.environment == "production" and record.outcome == "ok" and record.details["purpose"] == "rollback":
         assert before.installed is not None
-        # What was rolled back from production needs a new sign-off.
-        changes["sign_offs"] = tuple(
-            sign_off.model_copy(update={"status": "superseded", "reason": "production was rolled back from it"})
-            if sign_off.release == before.installed.release and sign_off.status not in {"rejected", "superseded"}
-            else sign_off
-            for sign_off in state.sign_offs
-        )
+        changes["sign_offs"] = _rolled_back_from(state, before.installed.release, to=record.release)
     return changes
+
+
+def _left(before: EnvironmentState, release: str, purpose: str) -> tuple[str, ...]:
+    """What this environment was rolled back from, once it holds ``release`` for this purpose."""
+    left = set(before.left)
+    if purpose != "rollback":
+        left.discard(release)
+    # A rollback that ends a quarantine leads to what is installed: nothing is left then.
+    elif before.installed is not None and before.installed.release != release:
+        left.add(before.installed.release)
+    return tuple(sorted(left))
+
+
+def _rolled_back_from(state: State, left: str, *, to: str) -> tuple[SignOff, ...]:
+    """The sign-offs, of which what was rolled back from production needs a new one."""
+    return tuple(
+        sign_off.model_copy(update={"status": "superseded", "reason": "production was rolled back from it"})
+        if sign_off.release == left != to and sign_off.status not in {"rejected", "superseded"}
+        else sign_off
+        for sign_off in state.sign_offs
+    )
 
 
 def _sign_off_requested(state: State, record: Record) -> dict[str, Any]:
@@ -448,11 +458,18 @@ def _lock_released(state: State, record: Record) -> dict[str, Any]:
     }
     if ends == "deployment":
         update["running"] = None
+    changes: dict[str, Any] = {}
     if any("/env/" in move.ref for move in record.moves):
-        update["installed"] = _deployed(record)
+        installed = update["installed"] = _deployed(record)
+        # What is kept of an open deployment is what that deployment was for.
+        purpose = before.running.purpose if ends == "deployment" and before.running is not None else installed.purpose
+        update["failed"] = None
+        update["left"] = _left(before, installed.release, purpose)
         if before.installed is not None:
             update["earlier"] = (*before.earlier, before.installed)
-    return {"environments": _with_environment(state, record.environment, **update)}
+            if record.environment == "production" and purpose == "rollback":
+                changes["sign_offs"] = _rolled_back_from(state, before.installed.release, to=installed.release)
+    return changes | {"environments": _with_environment(state, record.environment, **update)}
 
 
 _CHANGES = {

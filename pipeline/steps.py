@@ -23,7 +23,8 @@ Unproven = Literal["irreversible", "unknown"]
 class Target(Noun):
     """What a plan is made for: one release on one environment, with the migrations that its database has not had.
 
-    ``unproven`` are those of them after which the old code is not known to run.
+    ``ran`` are those that earlier attempts of the same run have applied; ``unproven`` are those of both after which the
+    old code is not known to run.
     """
 
     customer: Customer
@@ -32,6 +33,7 @@ class Target(Noun):
     version: str
     installed: str | None
     pending: tuple[Script, ...] = ()
+    ran: tuple[str, ...] = ()
     unproven: dict[str, Unproven] = Field(default_factory=dict)
 
     def after(self, operation: Migrate) -> Target:
@@ -195,6 +197,11 @@ class MigrateStep(Step):
         return f"apply {len(operation.scripts)} migration(s): " + ", ".join(operation.scripts)
 
     def undone_by(self, target: Target, operation: Any) -> str | None:
+        kinds = {target.unproven[script] for script in operation.scripts if script in target.unproven}
+        if "irreversible" in kinds:
+            return "irreversible: nothing takes it back; the old code goes on on the changed schema"
+        if kinds:
+            return "nothing takes it back: not known to add only; the old code goes on on the changed schema"
         return "each script is one transaction; applied ones stay, the old code runs on the expanded schema"
 
 

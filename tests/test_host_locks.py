@@ -18,7 +18,7 @@ from pipeline.errors import Failed, Locked, Refused, overtaken
 from pipeline.host import Host
 from pipeline.job import Job, JobStep, Told, library
 from pipeline.transports.local import LocalTransport
-from tests.jobs import command, do, entry, outcomes, tools_without, written
+from tests.jobs import FILES, command, do, entry, outcomes, payload_of, tools_without, upload, written
 
 
 @pytest.fixture
@@ -176,7 +176,27 @@ def test_what_a_killed_job_has_left_running_still_holds_the_lock(flocked: Host, 
         first.result()
 
 
-def test_a_job_goes_on_when_whoever_sent_it_is_gone(host: Host, folder: Path, gate: Path) -> None:
+def test_a_job_that_waits_keeps_what_it_was_sent(host: Host, folder: Path, gate: Path, tmp_path: Path) -> None:
+    """Whoever begins takes away what killed jobs have left behind, and only that."""
+    payload = payload_of(tmp_path / "payloads", FILES)
+    first = Running(host, Job(entry("run-1", 1), (waiting(gate, "one"),)))
+    until(gate.parent / "one.began")
+    others = [Running(host, Job(entry("run-2", 2), (command("true", str(n), number=n),))) for n in (5, 6, 7, 8)]
+    sent = Running(host, Job(entry("run-2", 2), (upload("1.0+1", payload),), payload=payload))
+    while not all(one.said for one in (*others, sent)):
+        time.sleep(0.05)
+    gate.touch()
+    assert outcomes(first.result()) == {3: "ok"}
+    assert outcomes(sent.result()) == {1: "ok"}
+    assert [set(outcomes(one.result()).values()) for one in others] == [{"ok"}] * 4
+    assert list((folder / "incoming").iterdir()) == []
+
+
+def test_a_job_goes_on_when_whoever_sent_it_is_gone(tmp_path: Path, folder: Path, gate: Path) -> None:
+    # Without timeout, which would make a process group of its own as well.
+    host = Host(
+        LocalTransport(environment={"PATH": tools_without(tmp_path / "no timeout", "timeout")}), "a", str(folder)
+    )
     data = b"".join(Job(entry(), (waiting(gate, "one"), command("true", number=4)), finish="ok").stream())
     words = ["sh", "-c", library("receive"), "sh", str(folder), "run-1", "60"]
     environment = host.transport._environment  # type: ignore[attr-defined]
@@ -306,3 +326,14 @@ def test_without_flock_and_the_rest_a_job_is_done_all_the_same(tmp_path: Path, f
     assert outcomes(do(host, command("sh", "-c", "exit 3", seconds=1))) == {3: "failed 3"}
     assert outcomes(do(host, command("true", number=4), fence=2)) == {4: "ok"}
     assert shutil.which("flock", path=path) is None
+
+
+def test_nobody_else_can_open_what_is_locked(host: Host, folder: Path) -> None:
+    """Whoever could read a file could hold its lock, and with it every deployment."""
+    do(host, command("true"))
+    if not (folder / ".tma-lock").exists():
+        return  # links: there is nothing to open
+    assert {one.name: one.stat().st_mode & 0o777 for one in folder.glob(".tma-*") if one.is_file()} == {
+        ".tma-lock": 0o600,
+        ".tma-journal": 0o600,
+    }

@@ -76,12 +76,19 @@ def test_the_next_attempt_of_a_run_goes_on_where_the_one_before_stopped(host: Ho
     assert count(folder) == 4
 
 
-@pytest.mark.parametrize("change", ["number", "inputs", "run", "direction"])
+def test_a_plan_that_became_shorter_does_nothing_again(host: Host, folder: Path) -> None:
+    """The number of an action is another when a migration before it is applied."""
+    do(host, counting(5))
+    assert outcomes(do(host, counting(4), fence=2)) == {4: "again"}
+    assert count(folder) == 1
+
+
+@pytest.mark.parametrize("change", ["inputs", "run", "direction"])
 def test_other_inputs_another_run_or_the_way_back_are_done_for_themselves(
     change: str, host: Host, folder: Path
 ) -> None:
     do(host, counting())
-    step = counting(4) if change == "number" else counting(inputs="other") if change == "inputs" else counting()
+    step = counting(inputs="other") if change == "inputs" else counting()
     run = "run-2" if change == "run" else "run-1"
     direction: Any = "back" if change == "direction" else "step"
     assert outcomes(do(host, step, run=run, fence=2, direction=direction)) == {step.number: "ok"}
@@ -112,8 +119,9 @@ def test_after_a_way_back_everything_is_done_again(host: Host, folder: Path) -> 
 def test_a_run_that_comes_between_ends_the_replay(host: Host, folder: Path) -> None:
     do(host, counting())
     do(host, run="run-2", fence=2)
+    assert outcomes(do(host, counting(4, "other"), fence=3)) == {4: "ok"}
     assert outcomes(do(host, counting(), fence=3)) == {3: "ok"}
-    assert count(folder) == 2
+    assert count(folder) == 3
 
 
 def test_a_switch_or_an_upload_that_somebody_undid_is_done_again(host: Host, folder: Path, tmp_path: Path) -> None:
@@ -382,3 +390,17 @@ def test_names_of_variables_are_refused_without_their_values(host: Host, folder:
         with pytest.raises(UsageError):
             do(host, command("true", folder=place))
     assert not folder.exists()
+
+
+def test_a_lock_that_was_let_go_does_not_make_a_run_forget(host: Host, folder: Path) -> None:
+    do(host, counting())
+    host.append_journal(entry("run-9", 5, "lock-released"))
+    assert outcomes(do(host, counting(), fence=6)) == {3: "again"}
+    assert count(folder) == 1
+
+
+def test_a_line_that_is_no_step_of_ours_is_passed_over() -> None:
+    told = Told()
+    for line in ("tma step", "tma step x ok", "tma step 1 perhaps", "tma step 1 failed x"):
+        told.line(line)
+    assert told.steps == {}

@@ -280,6 +280,41 @@ UNPROVEN = {"007_colour.sql": "unknown", "009_post_drop_tint.sql": "irreversible
 
 
 @pytest.mark.parametrize(
+    ("unproven", "expected"),
+    [
+        ({}, "each script is one transaction; applied ones stay, the old code runs on the expanded schema"),
+        ({"007_colour.sql": "unknown"}, "nothing takes it back: not known to add only; the old code goes on"),
+        (
+            {"007_colour.sql": "irreversible", "008_fill_colour.sql": "unknown"},
+            "irreversible: nothing takes it back; the old code goes on on the changed schema",
+        ),
+    ],
+)
+def test_what_runs_beside_the_serving_old_code_says_that_nothing_takes_it_back(
+    unproven: dict[str, Any], expected: str
+) -> None:
+    made = plan(playbook(RESTARTED), target(hosts=1, unproven=unproven))
+    first = next(action for action in made.actions if isinstance(action.what, operations.Migrate))
+    assert (first.undo or "").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "expected"),
+    [
+        (STOPPED, {}, {"007_colour.sql": "unknown"}),
+        (STOPPED, {"installed": None}, {}),
+        (STOPPED, {"unproven": {}}, {}),
+        (RESTARTED, {}, {}),
+    ],
+)
+def test_what_an_earlier_attempt_applied_while_it_was_stopped_needs_a_restore_too(
+    text: str, more: dict[str, Any], expected: dict[str, str]
+) -> None:
+    fields: dict[str, Any] = {"unproven": UNPROVEN, "ran": ("007_colour.sql",), "pending": (), "hosts": 1} | more
+    assert plan(playbook(text), target(**fields)).restore_needed == expected
+
+
+@pytest.mark.parametrize(
     ("text", "more", "expected"),
     [
         (STOPPED, {}, UNPROVEN),

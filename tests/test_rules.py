@@ -618,13 +618,35 @@ ON_ENVIRONMENT: list[tuple[str, tuple[Purpose, ...], Callable[[str], Change], Ca
         ),
     ),
     (
+        "quarantined, and another release to go back to",
+        ("rollback",),
+        lambda env: (
+            lambda facts: (
+                replace(
+                    after(lambda story: story.deployed("2.4.0+1", env, outcome="failed", quarantined=True))(facts),
+                    release=facts.state.releases["2.4.0+1"],
+                )
+                if facts.purpose == "rollback"
+                else facts
+            )
+        ),
+        lambda env: (
+            "not_quarantined",
+            f"{env} is quarantined: the way back of deployment 0005 failed; look at the hosts, then: invoke rollback "
+            f"customer=acme env={env} brings every host to 2.3.0+1; invoke lock.release customer=acme env={env} "
+            "installed=… reason=… keeps what every host holds",
+            None,
+        ),
+    ),
+    (
         "quarantined",
-        EVERY,
+        FORWARD,
         lambda env: after(lambda story: story.deployed("2.4.0+1", env, outcome="failed", quarantined=True)),
         lambda env: (
             "not_quarantined",
-            f"{env} is quarantined: the way back of deployment 0005 failed; look at the hosts, then: invoke lock.release "
-            f"customer=acme env={env} reason=…",
+            f"{env} is quarantined: the way back of deployment 0005 failed; look at the hosts, then: invoke rollback "
+            f"customer=acme env={env} brings every host to 2.3.0+1; invoke lock.release customer=acme env={env} "
+            "installed=… reason=… keeps what every host holds",
             None,
         ),
     ),
@@ -706,6 +728,20 @@ def test_reasons_that_name_the_environment(
     facts = may_go(purpose)
     env = facts.environment.key
     assert said(change(env)(facts)) == ([expected(env)] if purpose in purposes else [])
+
+
+def test_of_a_quarantined_environment_only_what_is_installed_may_go_back_wherever_the_hosts_are() -> None:
+    """The way back may have stopped anywhere, but on releases of ours."""
+    facts = after(lambda story: story.deployed("2.4.0+1", "integration", outcome="failed", quarantined=True))(
+        may_go("rollback")
+    )
+    releases = list(facts.state.releases)
+    hosts = [HostFacts(f"app{n}", release) for n, release in enumerate([*releases, None])]
+    assert refusals(replace(facts, hosts=hosts)) == ()
+    [reason] = refusals(replace(facts, hosts=[HostFacts("app1", "9.9.9+9")]))
+    assert reason.rule == "hosts_hold_what_was_recorded"
+    other = next(release for name, release in facts.state.releases.items() if name != facts.release.name)
+    assert "not_quarantined" in {reason.rule for reason in refusals(replace(facts, release=other))}
 
 
 def test_every_rule_has_a_row_that_it_refuses_for_every_purpose_that_it_is_asked_for() -> None:
@@ -816,6 +852,7 @@ def test_once_a_host_has_switched_what_is_asked_to_begin_is_not_asked_again() ->
     # And everything else is asked as ever.
     findings = [Reason("is not what the records add up to", "state.json")]
     still: dict[str, dict[str, Any]] = {
+        "approver_is_not_the_deployer": {"actor": EVE.model_copy(update={"key": "claire"})},
         "may_act": {"actor": EVE.model_copy(update={"roles": ("auditor",)})},
         "has_a_ticket": {"tickets": ()},
         "ledger_is_sound": {"findings": findings},

@@ -212,6 +212,42 @@ def test_an_open_deployment_that_is_kept_as_found_is_installed(story: Story) -> 
     assert here.applied == ran("001.sql", "002.sql")
 
 
+@pytest.mark.parametrize("env", ["test", "production"])
+def test_a_rollback_that_is_kept_as_found_leaves_what_it_was_from(story: Story, env: str) -> None:
+    story.deployed("1.0+1")
+    story.deployed("1.0+1", env, "promote")
+    story.deployed("1.1+1")
+    story.asked("1.1+1")
+    story.deployed("1.1+1", env, "promote")
+    story.deployed("1.2+1", env, outcome="failed")
+    story.started("1.0+1", env, "rollback")
+    details = {"ends": "deployment", "deployment": "0006", "purpose": "kept as found", "scripts": {}}
+    move = RefMove(ref=f"refs/heads/acme/env/{env}", old=None, new=oid("kept"))
+    fields: dict[str, Any] = {"environment": env, "release": "1.0+1", "content": sha("1.0+1")}
+    story.add("lock-released", moves=(move,), details=details, **fields)
+    here = story.state.environment(env)
+    assert here.installed is not None
+    assert (here.installed.release, here.left, here.failed) == ("1.0+1", ("1.1+1",), None)
+    assert statuses(story)["1.1+1"] == ("superseded" if env == "production" else "open")
+    # A deployment of it that is kept brings it back.
+    story.started("1.1+1", env, "deploy")
+    story.add("lock-released", moves=(move,), details=details, **(fields | {"release": "1.1+1"}))
+    assert story.state.environment(env).left == ()
+
+
+def test_a_rollback_to_what_is_installed_ends_the_quarantine_and_leaves_nothing(story: Story) -> None:
+    story.deployed("1.0+1")
+    story.asked("1.0+1")
+    story.deployed("1.0+1", "production", "promote")
+    story.deployed("1.1+1", "production", "promote", outcome="failed", quarantined=True)
+    story.deployed("1.0+1", "production", "rollback", outcome="failed")
+    assert story.state.environment("production").quarantined is not None
+    story.deployed("1.0+1", "production", "rollback")
+    here = story.state.environment("production")
+    assert (here.quarantined, here.left) == (None, ())
+    assert statuses(story) == {"1.0+1": "open"}
+
+
 def test_an_accepted_edit_is_this_old_and_this_new_checksum(story: Story) -> None:
     details = {"script": "002.sql", "old": sha("old"), "new": sha("new")}
     record = story.add("migration-accepted", details=details, texts={"reason": sha("harmless")})

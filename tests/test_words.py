@@ -32,6 +32,11 @@ TASKS = {
         ),
         "customer",
     ),
+    "again": TaskWords(
+        "again",
+        {**_options("customer"), "accept-drift": Option("why", name="accept-drift", value="REASON")},
+        "customer",
+    ),
     "signoff.page": TaskWords("signoff.page", _options("customer"), "customer"),
     "signoff.record": TaskWords("signoff.record", _options("customer"), "customer"),
     "demo.stop": TaskWords("demo.stop", _options(), None),
@@ -151,6 +156,7 @@ def test_an_option_that_may_be_repeated() -> None:
         (("demo.stop", "acme"), "'acme' is not understood"),
         # no value, or perhaps none
         (("promote", "acme", "release="), "release= has no value; leave it out for the default"),
+        (("again", "acme", "accept-drift="), "accept-drift= has no value: it needs a reason, which is recorded"),
         (("promote", "--customer"), "--customer needs a value: customer="),
         (("promote", "--customer", "--dry-run"), "write 'customer=--dry-run'"),
         (("release", "--customer", "version=2.4.0"), "--customer needs a value"),

@@ -348,9 +348,9 @@ def test_a_way_back_that_fails_quarantines(live: Flow) -> None:
         "quarantined since deployment 0003"
     ]
     restart.write_text(kept)
-    attempts: list[Callable[[], object]] = [live.deploy, lambda: live.deploy("1.0.0+1"), lambda: live.rollback("test")]
+    attempts: list[Callable[[], object]] = [live.deploy, lambda: live.deploy("1.0.0+1")]
     for attempt in attempts:
-        with pytest.raises(Refused, match=r"quarantined|no release before"):
+        with pytest.raises(Refused, match="quarantined"):
             attempt()
 
     # A host that holds something else is looked at first.

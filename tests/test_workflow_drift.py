@@ -93,6 +93,9 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "releases/9.9.9+1 is no release of acme": lambda host: (host / "releases/9.9.9+1").mkdir(),
     "notes.txt was not put there by us": lambda host: (host / "notes.txt").touch(),
     "releases/notes.txt is not a folder": lambda host: (host / "releases/notes.txt").touch(),
+    "its deployment journal ends with step-finished, and no deployment is open: entries are missing": lambda host: (
+        sorted((host / "journal").iterdir())[-1].unlink()
+    ),
     f"current points to releases/{RELEASE}, which does not exist": lambda host: shutil.rmtree(
         host / f"releases/{RELEASE}"
     ),
@@ -113,6 +116,15 @@ def test_each_kind_of_drift_is_found(sentence: str, tested: Flow) -> None:
     assert sentence in row["differences"]
 
 
+def test_a_journal_that_was_changed_further_back_is_drift(tested: Flow) -> None:
+    third = sorted((tested.host("test") / "journal").iterdir())[2]
+    data = third.read_bytes()
+    third.unlink()
+    third.write_bytes(data.replace(b'"outcome":"ok"', b'"outcome":null'))
+    with pytest.raises(Refused, match="the entry before is not the one that this entry was written after"):
+        look(tested)
+
+
 def test_a_host_that_differs_in_much_is_cut_short_but_not_in_json(tested: Flow) -> None:
     for number in range(30):
         (tree(tested) / f"extra{number:02}").touch()
@@ -120,7 +132,12 @@ def test_a_host_that_differs_in_much_is_cut_short_but_not_in_json(tested: Flow) 
         look(tested)
     assert [reason.text for reason in refused.value.reasons][-1] == "and 10 more, which --json lists"
     assert len(refused.value.details["hosts"][0]["differences"]) == 30
-    assert refused.value.next_commands == ("invoke drift.adopt customer=acme env=test host=app1 ticket=…",)
+    assert refused.value.next_commands == (
+        "invoke drift.adopt customer=acme env=test host=app1 ticket=…",
+        "invoke deploy customer=acme env=test accept-drift=…",
+    )
+    planned = deployments.deploy(tested.session(), customer="acme", dry_run=True)
+    assert planned.next_commands == ("invoke drift customer=acme env=test",)
 
 
 def test_the_configuration_is_compared_where_the_host_can_tell(tested: Flow, monkeypatch: pytest.MonkeyPatch) -> None:

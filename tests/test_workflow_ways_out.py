@@ -153,6 +153,12 @@ def test_left_open_it_is_brought_back_by_rollback(waiting: Flow, at: str) -> Non
     planned = deployments.rollback(waiting.session(), customer="acme", environment="production", dry_run=True)
     assert isinstance(planned, PlanResult)
     assert waiting.refs() == before
+    # What it would do is the way back, not what the open deployment would go on with.
+    assert planned.what == "plan: bring back deployment 0004 of 1.1.0+1 on production of acme (to 1.0.0+1)"
+    titles = [action["title"] for action in planned.actions]
+    assert titles[:2] == ["switch back to 1.0.0+1", "put back the earlier files of shared/"]
+    assert not any("upload" in title or "apply" in title for title in titles)
+    assert (planned.refusals, planned.next_commands) == ((), ("invoke rollback customer=acme env=production",))
     done = waiting.rollback("production")
     assert (done.changed, done.release, done.deployment) == (True, "1.0.0+1", "0004")
     assert done.what == ("deployment 0004 of 1.1.0+1 on production of acme is brought back: 1.0.0+1 serves again")

@@ -217,6 +217,8 @@ class _Reader:
     def _value(self, option: Option, value: str) -> None:
         if not value and not option.blank:
             hint = "" if option.required else "; leave it out for the default"
+            if option.value == "REASON" and not option.required:
+                hint = ": it needs a reason, which is recorded"
             raise refuse(f"{self.task.name}: {option.typed} has no value{hint}")
         if option.name in self.values and not option.several:
             raise refuse(

@@ -1,14 +1,16 @@
 # One step at a time on this host, and one writer of the journal. flock(1) where there is one: the kernel lets go of it when
 # its last holder dies. Elsewhere numbered links take its place: the highest number holds, its link names the process; when
 # that is gone, or has written "free", whoever makes the next number holds. Only the kernel's lock also sees what a killed
-# step has left running.
+# step has left running. The files are ours alone to open: whoever could read them could hold them.
 
 if command -v flock >/dev/null 2>&1; then tma_flock=yes; else tma_flock=; fi
 
 # lock_steps SECONDS: waits so long; descriptor 9.
 lock_steps() {
     if [ -n "$tma_flock" ]; then
+        umask 077
         exec 9>>"$folder/.tma-lock"
+        umask 022
         wait_for "$1" flock -n 9
     else
         wait_for "$1" take_link steps
@@ -18,8 +20,10 @@ lock_steps() {
 # lock_journal: waits for the short time that an entry takes; descriptor 8. unlock_journal lets go.
 lock_journal() {
     if [ -n "$tma_flock" ]; then
-        exec 8<"$folder/journal"
-        flock 8
+        umask 077
+        exec 8>>"$folder/.tma-journal"
+        umask 022
+        wait_for 60 flock -n 8
     else
         wait_for 60 take_link journal
     fi
@@ -88,5 +92,5 @@ take_link() {
 free_link() {
     highest_link "$1"
     ln -s free "$folder/.tma-free.$$"
-    replace "$folder/.tma-free.$$" "$folder/.tma-lock.$1.$highest"
+    mv -fT "$folder/.tma-free.$$" "$folder/.tma-lock.$1.$highest"
 }

@@ -6,7 +6,8 @@ spool=$folder/incoming/$1.$$
 beat=$!
 trap 'kill $beat 2>/dev/null' EXIT
 # -o: owned by whoever unpacks. -p: the modes of the archive, whatever the umask or the folder's ACL.
-if ! (umask 077 && mkdir -p "$spool") || ! tar -xpof - -C "$spool" || [ ! -f "$spool/complete" ]; then
+# A folder that is there is somebody else's, or what a power cut has left of a process with our number.
+if ! (umask 077 && mkdir -p "$folder/incoming" && { mkdir "$spool" 2>/dev/null || { rm -rf "$spool" && mkdir "$spool"; }; }) || ! tar -xpof - -C "$spool" || [ ! -f "$spool/complete" ]; then
     say_if_full "$folder/.tma-room" >&2
     # On a full disk the next job, which may be the way back, finds room at least for itself.
     rm -rf "$spool" "$folder/.tma-reserve"
@@ -17,5 +18,5 @@ if command -v setsid >/dev/null 2>&1; then detached=setsid; fi
 bounded=
 if command -v timeout >/dev/null 2>&1; then bounded="timeout -k 10 $2"; fi
 # shellcheck disable=SC2086 # words, not one
-LC_ALL=$tma_locale $detached $bounded sh "$spool/job.sh" "$folder" "$spool" </dev/null 2>&1 &
+LC_ALL=$tma_locale $detached $bounded sh "$spool/job.sh" "$folder" "$spool" </dev/null &
 wait $!

@@ -108,13 +108,17 @@ END
 # undone it. And whether this attempt was announced, and how it was concluded last.
 read_done() {
     done_before=' ' other_way=
-    [ "$seen_run" = "$run" ] || return 0
     set -- "$folder"/journal/[0-9][0-9][0-9][0-9][0-9][0-9]-*.json
+    # No run has so many entries; the journal itself is never cleaned.
+    [ $# -le 1000 ] || shift $(($# - 1000))
+    [ -e "$1" ] || return 0
     known=
     for name do known="$name
 $known"; done
     while IFS= read -r name; do
         [ -n "$name" ] || continue
+        # A lock that was let go is a run of its own, and says nothing of what was done.
+        case $name in *-lock-released.json) continue ;; esac
         IFS= read -r entry <"$name" || :
         field "$entry" run
         [ "$value" = "$run" ] || break
@@ -123,8 +127,7 @@ $known"; done
         step-started | step-finished | back-started | back-finished)
             case $value in "$direction"-*) ;; *) other_way=yes ;; esac
             [ -z "$other_way" ] && [ "$value" = "$direction-finished" ] || continue
-            field "$entry" step && one=$value
-            field "$entry" inputs && one=$one:$value
+            field "$entry" inputs && one=$value
             field "$entry" outcome && one=$one:$value
             field "$entry" record && one=$one:$value
             done_before="$done_before$one "
@@ -183,18 +186,19 @@ begin() {
     [ -n "$announced" ] || write_down deployment-started null null null
 }
 
-# step NUMBER INPUTS ACT WORD…: done once for these inputs. A failure ends the job; the next attempt tries it again.
+# step NUMBER INPUTS ACT WORD…: done once for these inputs; the number is for people, and may be another when the plan has
+# become shorter. A failure ends the job; the next attempt tries it again.
 step() {
     step_number=$1 step_inputs=$2
     shift 2
     case $done_before in
-    *" $step_number:$step_inputs:ok:"*)
+    *" $step_inputs:ok:"*)
         if "still_$@"; then
             say "step $step_number ok again"
             return 0
         fi
         ;;
-    *" $step_number:$step_inputs:failed:$record "*)
+    *" $step_inputs:failed:$record "*)
         say 'out it had failed when the line was cut; what it printed is lost'
         say "step $step_number failed 1"
         end
@@ -236,7 +240,7 @@ intend() {
 # conclude DIRECTION NUMBER INPUTS OUTCOME: what became of it.
 conclude() {
     case $done_before in
-    *" $2:$3:$4:$record "*) ;;
+    *" $3:$4:$record "*) ;;
     *) write_down "$1-finished" "$2" "$3" "$4" ;;
     esac
 }
@@ -279,7 +283,11 @@ end() {
 }
 
 # Whether what a step did is still so; somebody may have undone it meanwhile.
-still_upload() { [ -d "$folder/releases/$1" ] && [ -f "$folder/lists/$1" ]; }
+still_upload() {
+    [ -d "$folder/releases/$1" ] && [ ! -L "$folder/releases/$1" ] || return 1
+    survey "$folder/releases/$1" "$spool/list"
+    [ "$(survey_digest "$spool/list")" = "$2" ]
+}
 still_switch() { [ "$(readlink "$folder/current" 2>/dev/null)" = "${1:+releases/$1}" ]; }
 still_render() { :; }
 still_restore() { :; }
@@ -294,12 +302,15 @@ different() {
     exit 92
 }
 
-# act_upload RELEASE DIGEST BASE: what is in "$spool/tree" makes, alone or (BASE) laid over the release that serves, the
-# release whose whole list has this SHA-256. Its name appears only when every file was compared.
+# act_upload RELEASE DIGEST BASE HOW: what is in "$spool/tree" makes, alone or (BASE) laid over the release that serves, the
+# release whose whole list has this SHA-256. HOW is "link", or "copy" where a program of the product's own may write into the
+# new release before it serves: through a hard link it would write into the old one. The release's name appears only when
+# every file was compared.
 act_upload() {
     target=$folder/releases/$1 list=$folder/lists/$1
     if [ -d "$target" ] && [ ! -L "$target" ]; then
-        survey "$target" "$spool/list" "$list"
+        # Every byte: it has not served, so nobody has looked at it since.
+        survey "$target" "$spool/list"
         if [ "$(survey_digest "$spool/list")" = "$2" ]; then
             replace "$spool/list" "$list"
             durable "$folder/lists"
@@ -310,11 +321,16 @@ act_upload() {
         set_aside "$1"
     fi
     if [ -n "$3" ]; then
-        # Where that does not work, everything is sent.
-        cp -al "$folder/releases/$3" "$spool/new" || different
+        # Where that does not work, or there is nothing to build on ("="), everything is sent.
+        [ "$3" != = ] || different
+        if [ "${4:-link}" = link ]; then
+            cp -al "$folder/releases/$3" "$spool/new" || different
+        else
+            cp -a "$folder/releases/$3" "$spool/new" || different
+        fi
         # A file that is replaced goes first: writing over it would change the old release through the hard link.
         (
-            cd "$spool/new"
+            cd "$spool/new" || exit 1
             [ ! -s "$spool/remove" ] || xargs -0 rm -f -- <"$spool/remove"
             [ ! -s "$spool/rmdir" ] || xargs -0 rmdir -- <"$spool/rmdir"
         ) || different

@@ -92,7 +92,8 @@ def rollback(
 ) -> Answer:
     """Returns an environment to the release before, skipping any that was rolled back from.
 
-    The ticket is the deployment's own unless given. Production asks to retype the customer's name.
+    An open deployment is brought back instead; a quarantined environment's hosts are all brought to the release that is
+    installed. The ticket is the deployment's own unless given. Production asks to retype the customer's name.
     """
     from pipeline.workflow import deployments
 

@@ -6,24 +6,23 @@ run that was interrupted is adopted by the next run of the same command, under t
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from pipeline import rules, runner
-from pipeline.errors import Locked, PartlyDone, PipelineError, Reason, Refused, overtaken
+from pipeline.errors import Failed, Locked, PartlyDone, PipelineError, Reason, Refused, overtaken
 from pipeline.host import Host
-from pipeline.lease import Held, hold
-from pipeline.model import Draft, RefMove
-from pipeline.playbook import contract_scripts
+from pipeline.lease import WAIT, Held, hold
+from pipeline.model import Draft, Record, RefMove
 from pipeline.state import Running, State
 from pipeline.transports import LineCut
 from pipeline.workflow import failures
 from pipeline.workflow.gathering import Case, history_of
 from pipeline.workflow.ground import Attempt, ground_for
-from pipeline.workflow.plans import resume_commands
+from pipeline.workflow.plans import against_bringing_back, command, past_return, resume_commands
 from pipeline.workflow.session import Result, end_of_day
 
 
@@ -60,7 +59,8 @@ def carry_out(case: Case) -> DeploymentResult:
     files = _rendered(case)
     running = case.state.environment(key).running
     run = running.run if running is not None and case.resumes else session.new_run()
-    with _held(case, run) as held:
+    mends = rules.ends_quarantine(case.facts)
+    with _held(case, run, command(case)) as held:
         attempt = _announce(case, run, held)
         session.progress(
             f"deployment {attempt.deployment} ({case.purpose}) of {case.release.name} on {key} of {case.customer}"
@@ -72,8 +72,13 @@ def carry_out(case: Case) -> DeploymentResult:
                 case.plan,
                 ground,
                 case.before,
-                past_return=_past_return(case, run),
+                # What a quarantine left is no state to go back to.
+                past_return=mends or past_return(case, run),
                 applied=[row.script for row in case.history if row.run == run],
+                resumed=case.resumes,
+                kept=[host for host, release in running.partly.items() if release == case.release.name]
+                if running is not None
+                else (),
             )
             applied = _applied_in(case, run)
         except (KeyboardInterrupt, SystemExit):
@@ -82,6 +87,11 @@ def carry_out(case: Case) -> DeploymentResult:
             if overtaken(error):
                 raise
             raise failures.unknown(case, attempt.deployment, error) from error
+        if report.outcome == "unknown" and mends:
+            report.outcome = "failed"
+            report.trouble = Failed(
+                f"not every host could be brought to {case.release.name}, and nothing is taken back"
+            )
         if report.outcome == "unknown":
             raise failures.past_the_point(case, attempt.deployment, report)
         if report.left and report.trouble is None:
@@ -93,19 +103,11 @@ def carry_out(case: Case) -> DeploymentResult:
 def bring_back(case: Case, running: Running) -> DeploymentResult:
     """Ends an open deployment by the way back: what was installed before serves again, and the attempt failed.
 
-    ``case`` is the open deployment's own, with the playbook that it began with. Refused past the point of no return.
+    ``case`` is the open deployment's own, with the playbook that it began with. Refused past the point of no return, and
+    where only a restore of the backup would bring the old release back.
     """
     key = case.environment.key
-    reasons = rules.refusals(replace(case.facts, purpose="rollback", resumes=True))
-    if _past_return(case, running.run):
-        reasons += (
-            Reason(
-                f"a migration past the point of no return was applied by deployment {running.deployment}; the old code may "
-                "not run on it: mend the cause and finish it, or if it cannot be finished, keep it as it is with "
-                f"lock.release installed={running.release}",
-                running.record,
-            ),
-        )
+    reasons = against_bringing_back(case, running)
     if reasons:
         raise Refused(
             f"deployment {running.deployment} of {running.release} on {key} of {case.customer} cannot be brought back.",
@@ -115,7 +117,8 @@ def bring_back(case: Case, running: Running) -> DeploymentResult:
                 f"invoke lock.release customer={case.customer} env={key} installed={running.release} reason=…",
             ],
         )
-    with _held(case, running.run) as held:
+    again = f"invoke rollback customer={case.customer} env={key}"
+    with _held(case, running.run, again) as held:
         attempt = _announce(case, running.run, held, _began_with(case, running))
         try:
             report = runner.bring_back(case.plan, ground_for(case, attempt, {}, held.check), case.before)
@@ -146,20 +149,58 @@ def bring_back(case: Case, running: Running) -> DeploymentResult:
         )
 
 
-def _held(case: Case, run: str) -> AbstractContextManager[Held]:
-    session = case.dossier.session
-    return hold(
-        case.dossier.repository,
-        case.customer,
-        case.environment.key,
-        run=run,
-        actor=session.signer.key,
-        at=session.now(),
-        purpose=case.purpose,
-        work=session.work,
-        release=case.release.name,
-        clock=session.now,
+def restore_first(case: Case) -> tuple[Reason, ...]:
+    """Why a quarantined environment's database must be restored before the installed release can run on it again."""
+    dossier, key = case.dossier, case.environment.key
+    if not rules.ends_quarantine(case.facts):
+        return ()
+    needed: dict[tuple[str, str], tuple[str, Record]] = {}
+    for record in dossier.ledger.records():
+        if record.environment != key or record.kind not in {"deployment-finished", "lock-released"}:
+            continue
+        if record.outcome == "ok" or record.details.get("ends") in {"quarantine", "deployment"}:
+            break
+        for script, kind in record.details.get("restore_needed", {}).items():
+            needed[record.run, script] = kind, record
+    if not needed:
+        return ()
+    rows = history_of(dossier, case.environment, case.hosts[case.environment.hosts[0].name], dossier.playbook.playbook)
+    return tuple(
+        Reason(
+            f"{row.script} ({needed[row.run, row.script][0]}) is applied: only a restore of the backup lets "
+            f"{case.release.name} run again; restore it, then give the same command, or keep "
+            f"{needed[row.run, row.script][1].release} with lock.release installed=",
+            needed[row.run, row.script][1].id,
+        )
+        for row in rows
+        if (row.run, row.script) in needed
     )
+
+
+@contextmanager
+def _held(case: Case, run: str, again: str) -> Iterator[Held]:
+    """The environment's lease; ``again`` is the command that was given, which can wait for it."""
+    session = case.dossier.session
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(
+                hold(
+                    case.dossier.repository,
+                    case.customer,
+                    case.environment.key,
+                    run=run,
+                    actor=session.signer.key,
+                    at=session.now(),
+                    purpose=case.purpose,
+                    work=session.work,
+                    release=case.release.name,
+                    clock=session.now,
+                )
+            )
+        except Locked as error:
+            error.next_commands = tuple(f"{again} --wait" if one == WAIT else one for one in error.next_commands)
+            raise
+        yield held
 
 
 def _rendered(case: Case) -> dict[tuple[str, str], bytes]:
@@ -197,7 +238,7 @@ def _announce(case: Case, run: str, held: Held, configuration: dict[str, bytes] 
                         f"{here.running.purpose} of {here.running.release} by {here.running.by}", here.running.record
                     )
                 ],
-                next_commands=[f"invoke status customer={case.customer}"],
+                next_commands=[f"{command(case)} --wait", f"invoke status customer={case.customer}"],
             )
         if _decisive(state) != _decisive(case.state):
             raise Refused(
@@ -245,11 +286,6 @@ def _decisive(state: State) -> tuple[object, ...]:
     return (state.environments, state.sign_offs, state.patches, state.accepted)
 
 
-def _past_return(case: Case, run: str) -> bool:
-    """Whether an earlier attempt of this run has already applied a migration that comes after the switch."""
-    return bool(contract_scripts(case.playbook, [row.script for row in case.history if row.run == run]))
-
-
 def _applied_in(case: Case, run: str) -> dict[str, str]:
     """The migrations that this run applied in any of its attempts, with checksums, as the database itself says."""
     if case.purpose == "rollback":
@@ -280,7 +316,12 @@ def _write_partly(case: Case, attempt: Attempt, report: runner.Report, held: Hel
                 content=case.content,
                 tickets=case.dossier.tickets(case.tickets),
                 texts={"people": case.dossier.people_used(session.actor.key), "error": error},
-                details={"deployment": attempt.deployment, "started": attempt.record, "hosts": hosts},
+                details={
+                    "deployment": attempt.deployment,
+                    "purpose": case.purpose,
+                    "started": attempt.record,
+                    "hosts": hosts,
+                },
             )
         ]
 
@@ -357,6 +398,8 @@ def _write_outcome(case: Case, attempt: Attempt, report: runner.Report, applied:
                 "back_to": case.plan.installed,
                 "quarantined": report.trouble is not None,
             }
+            if needed := {script: kind for script, kind in case.plan.restore_needed.items() if script in applied}:
+                details["restore_needed"] = needed
             texts["error"] = session.conceal(report.error.render())
             if report.trouble is not None:
                 texts["trouble"] = session.conceal(report.trouble.render())
@@ -422,7 +465,9 @@ def _finished(
         after = (f"invoke status customer={case.customer}",)
     return DeploymentResult(
         changed=True,
-        what=f"{key} of {case.customer} {verb} {case.release.name} (before: {case.plan.installed or 'nothing'})",
+        what=f"{key} of {case.customer} {verb} {case.release.name} (before: {case.plan.installed or 'nothing'})"
+        if not rules.ends_quarantine(case.facts)
+        else f"every host of {key} of {case.customer} is on {case.release.name} again; the quarantine is over",
         customer=case.customer,
         environment=key,
         release=case.release.name,

@@ -7,11 +7,20 @@ from functools import partial
 from pipeline import rules
 from pipeline.errors import Reason, Refused, UsageError
 from pipeline.state import Deployed, State
-from pipeline.workflow.attempts import DeploymentResult, bring_back, carry_out
+from pipeline.workflow.attempts import DeploymentResult, bring_back, carry_out, restore_first
 from pipeline.workflow.gathering import Case
 from pipeline.workflow.lock_status import LockStatus, lock_status
 from pipeline.workflow.locks import LockReleased, release_lock, tidy_lease
-from pipeline.workflow.plans import PlanResult, chosen_release, looked_at, nothing_to_do, plan, planned, tickets_of
+from pipeline.workflow.plans import (
+    PlanResult,
+    chosen_release,
+    looked_at,
+    nothing_to_do,
+    plan,
+    planned,
+    planned_back,
+    tickets_of,
+)
 from pipeline.workflow.session import Session
 from pipeline.workflow.waiting import in_turn
 
@@ -116,7 +125,8 @@ def rollback(
     """Back to the release before, skipping any that was rolled back from; with the playbook and values frozen with it.
 
     Where a deployment is open (it was interrupted, or its outcome is unknown), it is brought back instead: what was
-    installed before it serves again. ``wait`` as for :func:`deploy`.
+    installed before it serves again. Where a way back has failed (quarantined), every host is brought to the release that
+    is recorded as installed, which ends the quarantine. ``wait`` as for :func:`deploy`.
     """
     if wait:
         act = partial(rollback, session, customer=customer, environment=environment, tickets=tickets, dry_run=dry_run)
@@ -131,18 +141,23 @@ def rollback(
         named = tuple(ticket.id for ticket in running.tickets)
         purpose: rules.Purpose = "promote" if running.purpose == "promote" else "deploy"
         with looked_at(dossier, state, environment, purpose, begun, named, frozen=running) as case:
-            return planned(case) if dry_run else bring_back(case, running)
+            return planned_back(case, running) if dry_run else bring_back(case, running)
     target = _resumed_rollback(state, environment) or _release_before(state, environment)
+    if here.quarantined is not None:
+        target = here.installed
     if here.installed is None or target is None:
         raise Refused(
             f"there is no release before {here.installed.release if here.installed else 'the first'} "
             f"on {environment} of {customer}",
             reasons=[Reason(f"rolled back from before: {name}") for name in here.left],
-            next_commands=[f"invoke history customer={customer}"],
+            next_commands=[f"invoke history customer={customer}"]
+            if here.quarantined is None
+            else [f"invoke lock.release customer={customer} env={environment} installed=… reason=…"],
         )
     named = tickets or tuple(ticket.id for ticket in here.installed.tickets)
     chosen = dossier.release(target.release, state)
     with looked_at(dossier, state, environment, "rollback", chosen, named, frozen=target) as case:
+        case.refusals += restore_first(case)
         if dry_run:
             return planned(case)
         return carry_out(case)

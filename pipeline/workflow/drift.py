@@ -7,6 +7,7 @@ import re
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pipeline import rules, wiring
@@ -19,6 +20,7 @@ from pipeline.state import EnvironmentState, ReleaseState, State
 from pipeline.suggest import did_you_mean
 from pipeline.workflow.gathering import closing, hosts_of, manifests
 from pipeline.workflow.hosts import at_once, drift_of, journal_disagreements
+from pipeline.workflow.plans import resume_commands
 from pipeline.workflow.session import Dossier, Result, Session
 
 LARGEST_ADOPTED = 20 * 1024 * 1024
@@ -72,7 +74,9 @@ def drift(session: Session, *, customer: str, environment: str) -> DriftResult:
         session.progress(f"comparing every file on {', '.join(hosts)}")
         seen = at_once(hosts, lambda host: host.inspect())
         differing = drift_of(hosts, seen, state, "content", manifest)
-        shared = at_once({n: h for n, h in hosts.items() if seen[n].ours and not seen[n].foreign}, _shared)
+        ours = {name: host for name, host in hosts.items() if seen[name].ours and not seen[name].foreign}
+        shared = at_once(ours, _shared)
+        journals = at_once(ours, partial(_journal, here))
     rows: tuple[dict[str, Any], ...] = tuple(
         {
             "host": name,
@@ -84,8 +88,9 @@ def drift(session: Session, *, customer: str, environment: str) -> DriftResult:
                 *differing.get(name, ()),
                 *shared.get(name, ()),
                 *journal_disagreements(dossier, environment, facts),
+                *journals.get(name, ()),
             ],
-            "notes": list(_notes(here, facts)),
+            "notes": list(_notes(environment, here, facts)),
         }
         for name, facts in seen.items()
     )
@@ -95,9 +100,17 @@ def drift(session: Session, *, customer: str, environment: str) -> DriftResult:
     found = sum(len(row["differences"]) for row in rows)
     if found:
         raise _found(customer, environment, release, compared, found, rows)
+    what, after = f"{environment} of {customer} holds exactly {release or 'nothing'}: {compared}", []
+    if (running := here.running) is not None:
+        held = ", ".join(f"{row['host']} holds {row['current'] or 'nothing'}" for row in rows)
+        what = f"deployment {running.deployment} of {running.release} on {environment} of {customer} is open: {held}; "
+        what += f"of these releases nothing differs, {release or 'nothing'} is recorded as installed: {compared}"
+        back = f"invoke rollback customer={customer} env={environment}"
+        after = list(dict.fromkeys([*resume_commands(customer, environment, running), back]))
     return DriftResult(
         changed=False,
-        what=f"{environment} of {customer} holds exactly {release or 'nothing'}: {compared}",
+        what=what,
+        next_commands=tuple(after),
         customer=customer,
         environment=environment,
         release=release,
@@ -120,6 +133,10 @@ def _found(
         for row in rows
         if row["current"] == release and row["differences"]
     ]
+    onto = "promote" if environment == "production" else "deploy"
+    env = "" if onto == "promote" else f" env={environment}"
+    if adopt:
+        adopt.append(f"invoke {onto} customer={customer}{env} accept-drift=…")
     return Refused(
         f"{environment} of {customer} is not as it was deployed: {found} difference(s) from {release or 'nothing'}.",
         reasons=reasons,
@@ -141,7 +158,9 @@ def _astray(state: State, here: EnvironmentState, facts: HostFacts) -> Iterator[
             yield f"releases/{release} is no release of {state.customer}"
 
 
-def _notes(here: EnvironmentState, facts: HostFacts) -> Iterator[str]:
+def _notes(environment: str, here: EnvironmentState, facts: HostFacts) -> Iterator[str]:
+    if here.quarantined is not None:
+        yield f"{environment} is quarantined since deployment {here.quarantined}"
     if here.running is not None:
         yield f"deployment {here.running.deployment} of {here.running.release} has no outcome yet"
     before = next((one.release for one in reversed(here.earlier) if one.release not in here.left), None)
@@ -152,6 +171,19 @@ def _notes(here: EnvironmentState, facts: HostFacts) -> Iterator[str]:
 def _shared(host: Host) -> list[str]:
     """How the configuration in ``shared/`` differs from what was written there."""
     return [line if line.startswith("shared/") else f"shared/{line}" for line in host.verify_shared()]
+
+
+def _journal(here: EnvironmentState, host: Host) -> list[str]:
+    """What is wrong with the whole journal, of which an ordinary look reads the last two entries."""
+    try:
+        entries = host.journal()
+    except (Failed, Refused) as error:
+        return [f"its deployment journal: {reason}" for reason in error.reasons]
+    # A way back that was cut off ends nowhere, and the quarantine says so already.
+    ended = here.running is None and here.quarantined is None
+    if entries and ended and entries[-1].what not in {"deployment-finished", "lock-released"}:
+        return [f"its deployment journal ends with {entries[-1].what}, and no deployment is open: entries are missing"]
+    return []
 
 
 # --- into the line ------------------------------------------------------------------------------------------------------

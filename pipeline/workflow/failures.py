@@ -14,6 +14,12 @@ def refused(case: Case) -> PipelineError:
     running = case.state.environment(key).running
     rule_names = {reason.rule for reason in case.refusals}
     next_commands: list[str] = []
+    if case.state.environment(key).quarantined is not None:
+        return Refused(
+            f"release {case.release.name} cannot go to {key} of {case.customer}.",
+            reasons=case.refusals,
+            next_commands=_out_of_quarantine(case)[case.purpose == "rollback" :],
+        )
     if any(host.drift for host in (*case.facts.hosts, *case.facts.test_hosts)):
         if not any(host.drift for host in case.facts.test_hosts) and not _serves_it(case):
             return Refused(
@@ -71,6 +77,13 @@ def refused(case: Case) -> PipelineError:
 
 def _serves_it(case: Case) -> bool:
     return any(host.drift and host.current == case.release.name for host in case.facts.hosts)
+
+
+def _out_of_quarantine(case: Case) -> list[str]:
+    """The rollback to what is installed first; where nothing is, only keeping what the hosts hold."""
+    named = f"customer={case.customer} env={case.environment.key}"
+    back = [f"invoke rollback {named}"] if case.plan.installed else []
+    return [*back, f"invoke lock.release {named} installed=… reason=…"]
 
 
 def interrupted(case: Case, deployment: str) -> PipelineError:
@@ -151,10 +164,8 @@ def brought_back(case: Case, deployment: str, report: runner.Report, record: str
     return PartlyDone(
         what,
         reasons=[*reasons, Reason(f"the way back failed: {report.trouble.what}"), *report.trouble.reasons],
-        state=f"{key} of {case.customer} is quarantined: nothing further happens by itself. Of the way back was done: {done}.",
-        next_commands=[
-            f"invoke plan customer={case.customer} env={key}",
-            f"invoke lock.release customer={case.customer} env={key} reason=…",
-        ],
-        in_order=True,
+        state=f"{key} of {case.customer} is quarantined: nothing further happens by itself. Of the way back was done: {done}."
+        + (f" {', '.join(report.left)}: left on {case.release.name}." if report.left else "")
+        + (f" rollback brings every host to {case.plan.installed}." if case.plan.installed else ""),
+        next_commands=_out_of_quarantine(case),
     )

@@ -279,9 +279,10 @@ def gather(
     had = {row.script for row in history}
     scripts = release_scripts(dossier, playbook, manifest)
     comparison = compare([script for script, _ in scripts.values()], history, accepted_edits(state))
-    texts = {script.id: scripts[script.id][1] for script in comparison.pending}
+    ran = [row.script for row in history if resumes and here.running is not None and row.run == here.running.run]
+    texts = {script: scripts[script][1] for script in (*(s.id for s in comparison.pending), *ran) if script in scripts}
     unproven = dict(restore_needed(playbook, texts))
-    target = _target(dossier, target_environment, release, here.installed, comparison.pending, unproven)
+    target = _target(dossier, target_environment, release, here.installed, comparison.pending, unproven, ran)
     settings = current_settings(dossier)
     facts = rules.Facts(
         purpose=purpose,
@@ -370,6 +371,7 @@ def _target(
     installed: Deployed | None,
     pending: Any,
     unproven: dict[str, Unproven] | None = None,
+    ran: Sequence[str] = (),
 ) -> Target:
     return Target(
         customer=dossier.customer,
@@ -379,6 +381,7 @@ def _target(
         installed=installed.release if installed else None,
         pending=tuple(pending),
         unproven=unproven or {},
+        ran=tuple(ran),
     )
 
 

@@ -40,7 +40,16 @@ def ground_for(
 
     def base(host: str) -> tuple[str, Manifest] | None:
         facts = seen[host]
-        if facts.current is None or facts.list_sha256 is None or facts.current not in case.state.releases:
+        if case.purpose == "rollback":
+            # Nothing was compared there. What is still there is compared byte by byte, else everything is sent.
+            return ("=", case.manifest) if case.release.name in facts.releases else None
+        # The list on the host knows sizes and dates; what was found by reading every byte counts more.
+        if (
+            facts.drift
+            or facts.current is None
+            or facts.list_sha256 is None
+            or facts.current not in case.state.releases
+        ):
             return None
         # Of many hosts' threads the first one computes it; a cache alone would let all of them.
         with lock:
@@ -82,6 +91,8 @@ def _kept(case: Case) -> set[str]:
     here = case.state.environment(case.environment.key)
     newest_first = [deployed.release for deployed in (*here.earlier, *([here.installed] if here.installed else []))]
     ordered = list(dict.fromkeys([case.release.name, *reversed(newest_first)]))
-    good = [name for name in ordered if name not in here.left]
+    # What is being rolled back from is left the moment that this is done.
+    leaving = {here.installed.release} - {case.release.name} if case.purpose == "rollback" and here.installed else set()
+    good = [name for name in ordered if name not in {*here.left, *leaving}]
     # The one to go back to stays however many bad ones came after it.
     return {*ordered[: case.plan.keep_releases], *good[:2]}

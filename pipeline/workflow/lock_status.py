@@ -147,7 +147,12 @@ def _advice(
         where = lease.job or f"process {lease.pid} on {lease.machine}"
         return f"Look whether it still runs ({where}); if it is dead for certain, release the lock.", [release]
     if here.quarantined:
-        return "Look at the hosts; once they hold what is recorded, release it.", [release]
+        mends = [f"invoke rollback customer={customer} env={key}"] if here.installed else []
+        return (
+            "Look at the hosts; rollback brings all of them to what is recorded as installed. Where they hold what is to "
+            "stay, release it.",
+            [*mends, release],
+        )
     if here.running:
         return "Nobody is at it: the same command resumes it, rollback brings it back.", [*again, *back]
     return "Nothing to do.", []

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.content import content_hash
-from pipeline.errors import Locked, PipelineError, Reason, Refused, UsageError, overtaken
+from pipeline.errors import NOTHING_CHANGED, Locked, PipelineError, Reason, Refused, UsageError, overtaken
 from pipeline.host import Host
 from pipeline.host_journal import JournalEntry
 from pipeline.lease import Lease, hold, read_lease, releasable
@@ -21,7 +21,7 @@ from pipeline.model import Draft, Environment, Record, RefMove
 from pipeline.state import EnvironmentState, ReleaseState, State
 from pipeline.transports import LineCut
 from pipeline.workflow.gathering import closing, history_of, hosts_of, migrates, open_database, release_manifest
-from pipeline.workflow.hosts import at_once
+from pipeline.workflow.hosts import at_once, journal_disagreements
 from pipeline.workflow.plans import resume_commands
 from pipeline.workflow.session import Dossier, Result, Session
 
@@ -86,12 +86,17 @@ def release_lock(
     with closing(hosts):
         scripts: dict[str, str] = {}
         if ends != "lease":
-            astray = [reason for host in hosts.values() for reason in _astray(dossier, host, kept)]
+            astray = [reason for host in hosts.values() for reason in _astray(dossier, environment, host, kept)]
             if astray:
+                back = ends == "quarantine" and recorded is not None
                 raise Refused(
                     f"the lock of {environment} of {customer} cannot be released: not every host holds {held or 'nothing'}",
                     reasons=astray,
-                    next_commands=[f"invoke lock.release customer={customer} env={environment} installed=… reason=…"],
+                    state=f"Nothing was changed. rollback brings every host to {recorded}."
+                    if back
+                    else NOTHING_CHANGED,
+                    next_commands=[f"invoke rollback customer={customer} env={environment}"] * back
+                    + [f"invoke lock.release customer={customer} env={environment} installed=… reason=…"],
                 )
             rows = history_of(dossier, target, hosts[target.hosts[0].name], dossier.playbook.playbook)
             scripts = {row.script: row.checksum for row in rows if here.running and row.run == here.running.run}
@@ -255,15 +260,18 @@ def _claimed(dossier: Dossier, target: Environment, hosts: dict[str, Host], reco
         database.close()
 
 
-def _astray(dossier: Dossier, host: Host, kept: ReleaseState | None) -> list[Reason]:
-    """How this host differs from holding exactly this release (None: nothing)."""
-    seen = host.inspect().current
+def _astray(dossier: Dossier, environment: str, host: Host, kept: ReleaseState | None) -> list[Reason]:
+    """How this host differs from holding exactly this release (None: nothing): all that ``drift`` would find."""
+    seen = host.inspect()
     wanted = kept.name if kept else None
-    if seen != wanted:
-        return [Reason(f"current is {seen or 'nothing'}, not {wanted or 'nothing'}", host.name)]
-    if kept is None:
-        return []
-    return [Reason(line, host.name) for line in host.verify(kept.name, release_manifest(dossier, kept, afresh=True))]
+    found = [*seen.foreign, *journal_disagreements(dossier, environment, seen)]
+    if seen.current != wanted:
+        found.append(f"current is {seen.current or 'nothing'}, not {wanted or 'nothing'}")
+    elif kept is not None and not seen.foreign:
+        found += host.verify(kept.name, release_manifest(dossier, kept, afresh=True))
+    if seen.ours and not seen.foreign:
+        found += host.verify_shared()
+    return [Reason(line, host.name) for line in found]
 
 
 def _installs(dossier: Dossier, environment: str, kept: ReleaseState, record_id: str) -> RefMove:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 
 from pipeline import rules
 from pipeline.errors import Reason
-from pipeline.playbook import contract_scripts
+from pipeline.playbook import Action, contract_scripts
 from pipeline.state import Deployed, ReleaseState, Running, State
+from pipeline.way_back import way_back
 from pipeline.workflow.gathering import Case, closing, frozen_playbook, gather, hosts_of
 from pipeline.workflow.hosts import connecting
 from pipeline.workflow.session import Dossier, Result, Session
@@ -55,7 +57,7 @@ class PlanResult(Result):
                 for script, kind in self.restore_needed.items()
             ]
         if self.stays_applied:
-            lines += ["", "Migrations of later releases stay applied: " + ", ".join(self.stays_applied)]
+            lines += ["", "Migrations that stay applied: " + ", ".join(self.stays_applied)]
         if self.accepted_edits:
             lines += ["", "Edited after they ran, and accepted: " + ", ".join(self.accepted_edits)]
         if self.differences:
@@ -151,21 +153,91 @@ def planned(case: Case) -> PlanResult:
         installed=case.plan.installed,
         content=case.content,
         tickets=case.tickets,
-        actions=()
-        if idle
-        else tuple(
-            {"number": a.number, "host": a.host, "title": a.title, "undo": a.undo, "operation": a.what.operation}
-            for a in case.plan.actions
-        ),
+        actions=() if idle else _listed(case.plan.actions),
         point_of_no_return=case.plan.point_of_no_return,
         restore_needed={} if idle else dict(case.plan.restore_needed),
         migrations=() if back else tuple(script.id for script in case.comparison.pending),
         accepted_edits=tuple(edit.applied.script for edit in case.comparison.accepted),
         stays_applied=tuple(ahead),
         differences=tuple(difference.model_dump() for difference in case.differences),
-        refusals=tuple({"text": r.text, "source": r.source, "rule": r.rule} for r in case.refusals),
-        next_commands=() if case.refusals or idle else (command(case),),
+        refusals=_refused(case.refusals),
+        next_commands=_after(case) if case.refusals or idle else (command(case),),
     )
+
+
+def against_bringing_back(case: Case, running: Running) -> tuple[Reason, ...]:
+    """Every reason why an open deployment (its own case) cannot be brought back by ``rollback``."""
+    reasons = rules.refusals(replace(case.facts, purpose="rollback", resumes=True))
+    reasons += tuple(
+        Reason(
+            f"{row.script} ({case.plan.restore_needed[row.script]}) was applied by deployment {running.deployment} while the "
+            "application was stopped: only a restore of the backup brings the old release back; mend the cause and finish "
+            f"it, or if it cannot be finished, keep it as it is with lock.release installed={running.release}",
+            running.record,
+        )
+        for row in case.history
+        if row.run == running.run and row.script in case.plan.restore_needed
+    )
+    if past_return(case, running.run):
+        reasons += (
+            Reason(
+                f"a migration past the point of no return was applied by deployment {running.deployment}; the old code may "
+                "not run on it: mend the cause and finish it, or if it cannot be finished, keep it as it is with "
+                f"lock.release installed={running.release}",
+                running.record,
+            ),
+        )
+    return reasons
+
+
+def past_return(case: Case, run: str) -> bool:
+    """Whether an earlier attempt of this run has already applied a migration that comes after the switch."""
+    return bool(contract_scripts(case.playbook, [row.script for row in case.history if row.run == run]))
+
+
+def planned_back(case: Case, running: Running) -> PlanResult:
+    """The way back of an open deployment (its own case), as ``rollback --dry-run`` shows it; any action may be done."""
+    reasons = against_bringing_back(case, running)
+    named = f"customer={case.customer} env={case.environment.key}"
+    return PlanResult(
+        changed=False,
+        what=f"plan: bring back deployment {running.deployment} of {running.release} on {case.environment.key} of "
+        f"{case.customer} (to {case.plan.installed or 'nothing'})",
+        customer=case.customer,
+        environment=case.environment.key,
+        release=case.plan.installed or "",
+        installed=case.plan.installed,
+        content=case.content,
+        tickets=case.tickets,
+        actions=_listed(way_back(case.plan, case.plan.actions, case.before)),
+        point_of_no_return=None,
+        migrations=(),
+        accepted_edits=(),
+        stays_applied=tuple(row.script for row in case.history if row.run == running.run),
+        differences=(),
+        refusals=_refused(reasons),
+        warnings=case.warnings,
+        next_commands=tuple(resume_commands(case.customer, case.environment.key, running))
+        if reasons
+        else (f"invoke rollback {named}",),
+    )
+
+
+def _after(case: Case) -> tuple[str, ...]:
+    """Where what was changed on the hosts is listed in full, if that is in the way."""
+    drifted = any(host.drift for host in case.facts.hosts)
+    return (f"invoke drift customer={case.customer} env={case.environment.key}",) if drifted else ()
+
+
+def _listed(actions: Sequence[Action]) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"number": a.number, "host": a.host, "title": a.title, "undo": a.undo, "operation": a.what.operation}
+        for a in actions
+    )
+
+
+def _refused(reasons: Sequence[Reason]) -> tuple[dict[str, Any], ...]:
+    return tuple({"text": r.text, "source": r.source, "rule": r.rule} for r in reasons)
 
 
 def _warnings(case: Case, ahead: Sequence[str]) -> Iterator[str]:
