@@ -84,7 +84,7 @@ def test_half_done_when_the_window_closes_it_is_finished(waiting: Flow) -> None:
 def test_not_begun_when_the_window_closes_it_does_not_begin(waiting: Flow) -> None:
     """Nothing has switched yet: the old release serves, and may go on serving."""
     waiting.decide()
-    interrupted(waiting, deployments.promote, "switch current")
+    interrupted(waiting, deployments.promote, "apply 1 migration")
     close_production(waiting)
     with pytest.raises(Refused) as refused:
         waiting.promote()
