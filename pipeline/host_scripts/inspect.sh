@@ -17,10 +17,8 @@ fi
     echo 'substitute there is no flock: links take its place; they do not see what a killed step has left running'
 command -v setsid >/dev/null 2>&1 ||
     echo 'substitute there is no setsid: nohup keeps a step running when the connection is lost'
-timeout -k 5 9 true 2>/dev/null ||
+command -v timeout >/dev/null 2>&1 ||
     echo 'substitute there is no timeout: a command that does not end holds the deployment until it is stopped by hand'
-sync -f / 2>/dev/null ||
-    echo 'substitute sync takes no names: everything is flushed to the disks, which may take longer'
 if command -v selinuxenabled >/dev/null 2>&1 && selinuxenabled; then
     if command -v restorecon >/dev/null 2>&1; then
         echo 'substitute SELinux is on: the files of a release get their labels by restorecon'

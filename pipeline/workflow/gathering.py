@@ -20,6 +20,7 @@ from pipeline.errors import ConfigurationError, Reason, Refused
 from pipeline.host import Host
 from pipeline.migrations import Comparison, compare, scripts_of
 from pipeline.model import Applied, Environment, Manifest, Person, Script
+from pipeline.payload import Payloads
 from pipeline.playbook import ConfigureStep, MigrateStep, Plan, Playbook, Target, plan, restore_needed, unmatched
 from pipeline.preflight import HostFacts
 from pipeline.settings import DATED_KEYS
@@ -28,6 +29,7 @@ from pipeline.steps import Unproven
 from pipeline.strict_yaml import Source, parse, wrong
 from pipeline.validation import validated
 from pipeline.versions import order, split_release
+from pipeline.workflow.ahead import Ahead
 from pipeline.workflow.hosts import Depth, looked_at_hosts
 from pipeline.workflow.session import Dossier
 
@@ -58,6 +60,7 @@ class Case:
     comparison: Comparison
     history: list[Applied]
     differences: tuple[Difference, ...]
+    ahead: Ahead
     hosts: dict[str, Host] = field(default_factory=dict)
 
     @property
@@ -268,6 +271,10 @@ def gather(
     # What is left behind need not be as it was: rolling back is the way out of drift.
     depth: Depth = "content" if promotes or (again and frozen is None) else "quick" if frozen is None else "none"
     files = manifests(dossier, state)
+    payloads = Payloads(session.work / "cache" / "payloads", dossier.repository.read_stream)
+    ahead = Ahead(payloads, lambda name: release_manifest(dossier, state.releases[name]))
+    if here.installed is not None and frozen is None:
+        ahead.prepare(here.installed.release, manifest)
     seen = looked_at_hosts(dossier, environment, state, hosts, depth, files)
     seen_test = looked_at_hosts(dossier, "test", state, test_hosts or {}, "content", files)
     if resumes and accept_drift is None:
@@ -340,6 +347,7 @@ def gather(
         comparison=comparison,
         history=history,
         differences=differences(both["test"], both["production"]) if {"test", "production"} <= both.keys() else (),
+        ahead=ahead,
         hosts=hosts,
     )
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 from pipeline.acts import Ground
 from pipeline.model import Manifest
-from pipeline.payload import Payloads, listing_digest
-from pipeline.workflow.gathering import Case, release_manifest
+from pipeline.workflow.gathering import Case
 
 
 @dataclass(frozen=True)
@@ -28,15 +25,8 @@ def ground_for(
     case: Case, attempt: Attempt, files: Mapping[tuple[str, str], bytes], still_ours: Callable[[], None]
 ) -> Ground:
     """The ground; ``files`` are the rendered templates by host and template."""
-    session, dossier = case.dossier.session, case.dossier
+    session = case.dossier.session
     seen = {facts.name: facts for facts in case.facts.hosts}
-
-    lock = threading.Lock()
-
-    @cache
-    def laid(release: str) -> tuple[Manifest, str]:
-        manifest = release_manifest(dossier, case.state.releases[release])
-        return manifest, listing_digest(manifest)
 
     def base(host: str) -> tuple[str, Manifest] | None:
         facts = seen[host]
@@ -51,9 +41,7 @@ def ground_for(
             or facts.current not in case.state.releases
         ):
             return None
-        # Of many hosts' threads the first one computes it; a cache alone would let all of them.
-        with lock:
-            manifest, digest = laid(facts.current)
+        manifest, digest = case.ahead.laid(facts.current)
         return (facts.current, manifest) if digest == facts.list_sha256 else None
 
     def clean(host: str) -> tuple[str, ...]:
@@ -64,7 +52,7 @@ def ground_for(
         hosts=case.hosts,
         database=case.database,
         manifest=case.manifest,
-        payloads=Payloads(session.work / "cache" / "payloads", dossier.repository.read_stream),
+        payloads=case.ahead.payloads,
         render=lambda host, template: files[host, template],
         scripts=case.scripts,
         run=attempt.run,
