@@ -61,7 +61,7 @@ def test(command: Command, only: Only = None) -> Answer:
 
 @verb(GROUP, "quick", changes=False)
 def quick(command: Command, only: Only = None) -> Answer:
-    """Runs the tests that need no server and little time; under a minute."""
+    """Runs the tests that need no server and little time; two to three minutes."""
     _pytest(only, "-m", "not live and not slow", dist="worksteal")
     return _done("the quick tests pass")
 
