@@ -1,13 +1,17 @@
-"""What stays on the hosts when a deployment is done."""
+"""What a release is built on, on the hosts, and what stays there when a deployment is done."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.workflow.ground import _kept
+from pipeline.workflow.ground import Attempt, _kept, ground_for
+from pipeline.workflow.plans import looked_at
+from tests.flows import told
 from tests.nouns import Story
 
 
@@ -32,3 +36,23 @@ def test_the_release_that_the_next_rollback_goes_to_stays(purpose: str, release:
         plan=SimpleNamespace(keep_releases=2),
     )
     assert _kept(case) == kept
+
+
+@pytest.mark.slow
+def test_nothing_is_built_on_what_was_changed_even_where_the_list_does_not_see_it(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A promotion reads every byte, and may go over what it finds; the host's own list knows only sizes and dates."""
+    flow = told(tmp_path_factory, tmp_path, "tested")
+    flow.make("1.2.0", {})
+    dossier = flow.session().dossier("acme")
+    state = dossier.state()
+    release = dossier.release("1.2.0+1", state)
+    attempt = Attempt("run-1", "0002", "record-1", "0" * 64, 9)
+    with looked_at(dossier, state, "test", "deploy", release, ("ACME-1",)) as case:
+        whole = ground_for(case, attempt, {}, lambda: None).base("app1")
+        assert whole is not None and whole[0] == "1.0.0+1"
+        changed = [replace(host, drift=("lib.py was changed",)) for host in case.facts.hosts]
+        assert all(host.list_sha256 for host in changed)
+        case.facts = replace(case.facts, hosts=changed, accept_drift="it is known")
+        assert ground_for(case, attempt, {}, lambda: None).base("app1") is None
