@@ -115,6 +115,7 @@ class Host:
         for line in result.stdout.decode("utf-8", "replace").split("\n"):
             name, _, value = line.partition(" ")
             facts.setdefault(name, []).append(value)
+        free_bytes, free_inodes = _free(facts)
         foreign = facts.get("foreign", [])
         foreign += [f"{name} was not put there by us" for name in facts.get("other", []) if name not in self._data]
         drift = [line[6:] for line in result.stdout.split(b"\n") if line.startswith(b"drift ")]
@@ -140,8 +141,8 @@ class Host:
             foreign=tuple(foreign),
             writable="unwritable" not in facts,
             user=facts["user"][0],
-            free_bytes=_available(facts.get("df_kilobytes", [""])[0], 1024),
-            free_inodes=_available(facts.get("df_inodes", [""])[0], 1),
+            free_bytes=free_bytes,
+            free_inodes=free_inodes,
             missing_tools=tuple(facts.get("missing", [])),
             clock_offset_seconds=round(int(facts["now"][0]) - ours_clock, 1),
             journal_number=number,
@@ -350,6 +351,22 @@ def _name(text: str) -> str:
     if not RELEASE.fullmatch(text):
         raise UsageError(f"{text!r} cannot be the name of a release or run on a host.")
     return text
+
+
+def _free(facts: dict[str, list[str]]) -> tuple[int | None, int | None]:
+    """Free bytes and inodes of which ``stat -f`` or else ``df`` tells; None for what it does not, or has no number of."""
+    told = [int(word) if word.isdecimal() else -1 for word in facts.get("free", [""])[0].split()]
+    if len(told) == 5:
+        blocks, block_size, all_blocks, inodes, all_inodes = told
+        # What makes inodes as they are needed counts none; nothing is counted where nothing is stored.
+        return (
+            blocks * block_size if blocks >= 0 and block_size > 0 and all_blocks > 0 else None,
+            inodes if inodes >= 0 and all_inodes > 0 else None,
+        )
+    return (
+        _available(facts.get("df_kilobytes", [""])[0], 1024),
+        _available(facts.get("df_inodes", [""])[0], 1),
+    )
 
 
 def _available(df_line: str, unit: int) -> int | None:

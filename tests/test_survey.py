@@ -72,7 +72,9 @@ def test_it_comes_to_the_lines_that_the_controller_expects(shell: Shell, tmp_pat
     files = {**FILES, **LINKS}
     lay(tmp_path / "there", files)
     manifest, _ = release_of(files)
-    found = shell.run('survey "$1" "$2"; cut -f 1 "$2"; survey_digest "$2"', tmp_path / "there", tmp_path / "out")
+    found = shell.run(
+        'survey "$1" "$2"; cut -f 1 "$2"; survey_digest "$2"; echo "$digest"', tmp_path / "there", tmp_path / "out"
+    )
     assert (
         found.decode("utf-8", "surrogateescape")
         == listing(manifest).decode("utf-8", "surrogateescape") + listing_digest(manifest) + "\n"

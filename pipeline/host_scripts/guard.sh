@@ -3,7 +3,7 @@
 folder=$1 fence=$2 script=$3
 shift 3
 mask=$(umask)
-mkdir -p "$folder"
+[ -d "$folder" ] || mkdir -p "$folder"
 lock_steps 120 || exit 96
 umask "$mask"
 newest=

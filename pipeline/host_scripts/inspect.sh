@@ -1,17 +1,21 @@
 # Prints facts, one "name value" a line; changes nothing.
+tma_breaks=$(printf '*[\n\t]*')
 say() {
-    printf '%s' "$*" | tr '\n\t' '??'
-    echo
+    # shellcheck disable=SC2254 # a pattern
+    case $* in
+    $tma_breaks) printf '%s' "$*" | tr '\n\t' '??' && echo ;;
+    *) printf '%s\n' "$*" ;;
+    esac
 }
 
 echo "now $(date -u +%s)"
 echo "user $(id -un 2>/dev/null || id -u)"
-for tool in awk cmp cp cut date df find ln mktemp mv od readlink sed sha256sum sort stat sync tail tar tr xargs; do
+for tool in awk cp cut date find head ln mktemp mv od readlink sed sha256sum sort stat sync tail tar tr xargs; do
     command -v "$tool" >/dev/null 2>&1 || echo "missing $tool"
 done
-if mv -T 2>&1 | grep -q 'invalid option\|illegal option\|unrecognized option'; then
-    echo 'missing mv -T'
-fi
+case $(mv -T 2>&1) in
+*'invalid option'* | *'illegal option'* | *'unrecognized option'*) echo 'missing mv -T' ;;
+esac
 # What protects us and is not everywhere, with what is done where it is not.
 [ -n "$tma_flock" ] ||
     echo 'substitute there is no flock: links take its place; they do not see what a killed step has left running'
@@ -31,8 +35,12 @@ fi
 above=$folder
 while [ ! -d "$above" ]; do above=$(dirname "$above"); done
 [ -w "$above" ] || echo 'unwritable'
-echo "df_kilobytes $(df -Pk "$above" 2>/dev/null | sed -n '$p')"
-echo "df_inodes $(df -Pi "$above" 2>/dev/null | sed -n '$p')"
+if free=$(stat -f -c '%a %S %b %d %c' "$above" 2>/dev/null); then
+    echo "free $free"
+else
+    echo "df_kilobytes $(df -Pk "$above" 2>/dev/null | sed -n '$p')"
+    echo "df_inodes $(df -Pi "$above" 2>/dev/null | sed -n '$p')"
+fi
 
 if [ ! -e "$folder" ] && [ ! -L "$folder" ]; then exit 0; fi
 echo 'exists'
@@ -41,6 +49,7 @@ if [ ! -d "$folder" ]; then
     exit 0
 fi
 cd "$folder"
+serving=
 # The newest entry and the one before. Numbers are counted without starting a program for each: an entry stays for good.
 last=
 before=
@@ -79,6 +88,7 @@ for name in * .[!.]* ..?*; do
             echo 'foreign current is not a symbolic link'
         else
             target=$(readlink current)
+            serving=${target#releases/}
             case $target in
             releases/*/* | releases/ | releases/. | releases/..) say "foreign current points to $target" ;;
             releases/*)
@@ -87,7 +97,7 @@ for name in * .[!.]* ..?*; do
                 elif [ ! -d "$target" ]; then
                     say "foreign current points to $target, which does not exist"
                 fi
-                say "current ${target#releases/}"
+                say "current $serving"
                 ;;
             *) say "foreign current points to $target" ;;
             esac
@@ -117,15 +127,17 @@ if [ -d journal ] && [ ! -L journal ]; then
     done
 fi
 if [ -n "$last" ] && [ -z "$damage" ]; then
-    if ! hashes=$(sha256sum "$last" ${before:+"$before"} 2>/dev/null); then
-        damage="$last or the entry before cannot be read by us"
-    elif [ -n "$(find "$last" -size +128)" ]; then
+    # What the shell loses of it, a last line break or a NUL, shows in the hash.
+    entry=$(head -c 65537 "$last" 2>/dev/null) || damage="$last cannot be read by us"
+    if [ -n "$damage" ]; then
+        :
+    elif [ "${#entry}" -gt 65536 ]; then
         damage="$last is too large for an entry"
+    elif ! hashes=$(sha256sum "$last" ${before:+"$before"} 2>/dev/null); then
+        damage="$last or the entry before cannot be read by us"
     else
         say "journal ${last#journal/} ${hashes%% *}"
-        printf 'journal_entry '
-        tr '\n\t' '??' <"$last"
-        echo
+        say "journal_entry $entry"
         if [ -n "$before" ]; then
             hashes=${hashes#*
 }
@@ -136,16 +148,15 @@ fi
 [ -z "$damage" ] || say "journal_damage $damage"
 
 # The release that serves against the list that was verified last: what has the same size, date, mode and inode is not read.
-serving=$(readlink current 2>/dev/null) || exit 0
-serving=${serving#releases/}
-if [ -f "lists/$serving" ] && [ -d "releases/$serving" ]; then
-    scratch=$(mktemp -d)
-    trap 'rm -rf "$scratch"' EXIT
-    survey "$folder/releases/$serving" "$scratch/found" "$folder/lists/$serving"
-    if ! cmp -s "$folder/lists/$serving" "$scratch/found"; then
+if [ -n "$serving" ] && [ -f "lists/$serving" ] && [ -d "releases/$serving" ]; then
+    if ! unchanged "$folder/releases/$serving" "$folder/lists/$serving"; then
+        scratch=$(mktemp -d)
+        trap 'rm -rf "$scratch"' EXIT
+        survey "$folder/releases/$serving" "$scratch/found" "$folder/lists/$serving"
         cut -f 1 "lists/$serving" >"$scratch/expected"
         differences "$scratch/expected" "$scratch/found" | sed 's/^/drift /'
+        survey_digest "$scratch/found"
     fi
     echo 'compared'
-    echo "list $(survey_digest "$scratch/found")"
+    echo "list $digest"
 fi

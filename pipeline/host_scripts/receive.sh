@@ -7,7 +7,13 @@ beat=$!
 trap 'kill $beat 2>/dev/null' EXIT
 # -o: owned by whoever unpacks. -p: the modes of the archive, whatever the umask or the folder's ACL.
 # A folder that is there is somebody else's, or what a power cut has left of a process with our number.
-if ! (umask 077 && mkdir -p "$folder/incoming" && { mkdir "$spool" 2>/dev/null || { rm -rf "$spool" && mkdir "$spool"; }; }) || ! tar -xpof - -C "$spool" || [ ! -f "$spool/complete" ]; then
+make_spool() {
+    umask 077
+    [ -d "$folder/incoming" ] || mkdir -p "$folder/incoming" || return 1
+    mkdir "$spool" 2>/dev/null || { rm -rf "$spool" && mkdir "$spool"; } || return 1
+    umask 022
+}
+if ! make_spool || ! tar -xpof - -C "$spool" || [ ! -f "$spool/complete" ]; then
     say_if_full "$folder/.tma-room" >&2
     # On a full disk the next job, which may be the way back, finds room at least for itself.
     rm -rf "$spool" "$folder/.tma-reserve"

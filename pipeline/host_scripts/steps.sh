@@ -11,9 +11,46 @@ say() {
     printf 'tma %s\n' "$*" 2>/dev/null || :
 }
 
+# --- the time -----------------------------------------------------------------------------------------------------------
+
+# Sets ticks to hundredths of a second since some moment in the past, without starting a program where that is possible.
+read_ticks() {
+    up=
+    { IFS=' .' read -r up hundredths more </proc/uptime; } 2>/dev/null || :
+    case $up in
+    '' | *[!0-9]*) ticks=$(($(date +%s) * 100)) && return 0 ;;
+    esac
+    case $hundredths in [0-9][0-9]) ;; *) hundredths=00 ;; esac
+    ticks=$((up * 100 + 1$hundredths - 100))
+}
+
+asked=
+# Sets moment to the time as in 2026-11-22T20:00:00Z. date is asked once a minute; until that is over, what has gone by is
+# added to its seconds. So it is never ahead of what date would say, and a second behind at most; and there is nothing to
+# know of hours, days and leap years.
+read_moment() {
+    read_ticks
+    if [ -n "$asked" ]; then
+        second=${asked%Z}
+        second=$((1${second##*:} - 100 + (ticks - asked_ticks) / 100))
+        # Where the ticks stand still, they are no measure.
+        if [ "$second" -lt 60 ] && [ "$ticks" -gt "$asked_ticks" ]; then
+            [ "$second" -ge 10 ] || second=0$second
+            moment=${asked%:*}:${second}Z
+            return 0
+        fi
+    fi
+    asked=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+    read_ticks
+    asked_ticks=$ticks
+    moment=$asked
+}
+
 # --- the journal ------------------------------------------------------------------------------------------------------
 
-pending=
+pending= ending=
+# What the step that has ended made, and its entry waits for: names for durable, seen from "$spool/entries".
+unsettled=
 
 newest_entry() {
     set -- "$folder"/journal/[0-9][0-9][0-9][0-9][0-9][0-9]-*.json
@@ -66,7 +103,7 @@ flush() {
         read_newest
         not_overtaken
     fi
-    moment=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+    read_moment
     if ! write_entries; then
         rm -rf "$folder/.tma-reserve" "$spool/entries"
         umask 022
@@ -74,7 +111,13 @@ flush() {
         write_entries
     fi
     unlock_journal
-    pending=
+    pending= unsettled=
+}
+
+# The SHA-256 of the entry that was written last, for the one after it.
+hash_entry() {
+    e_previous=$(sha256sum <"$spool/entries/$name") || return 1
+    e_previous=\"${e_previous%% *}\"
 }
 
 write_entries() {
@@ -82,6 +125,7 @@ write_entries() {
     umask 0222
     while read -r e_what e_step e_inputs e_outcome; do
         [ -n "$e_what" ] || continue
+        [ -z "$names" ] || hash_entry || return 1
         e_number=$((e_number + 1))
         padded=$((1000000 + e_number))
         name=${padded#1}-$e_what.json
@@ -90,15 +134,17 @@ write_entries() {
         printf '{"at":"%s",%s,"inputs":%s,"number":%s,"outcome":%s,"previous":%s,%s,"step":%s,"what":"%s"}' \
             "$moment" "$entry_head" "$e_inputs" "$e_number" "$e_outcome" "$e_previous" "$entry_tail" "$e_step" "$e_what" \
             >"$spool/entries/$name" || return 1
-        e_previous=$(sha256sum <"$spool/entries/$name") || return 1
-        e_previous=\"${e_previous%% *}\"
         names="$names $name"
     done <<END
 $pending
 END
     umask 022
-    # Names of entries hold nothing that the shell would split or expand.
-    (cd "$spool/entries" && durable $names && mv -f $names "$folder/journal") || return 1
+    # Nothing follows the last one of a job.
+    [ -n "$ending" ] || hash_entry || return 1
+    # These names hold nothing that the shell would split or expand.
+    cd "$spool/entries" || return 1
+    durable $names $unsettled && mv -f $names "$folder/journal" || return 1
+    cd "$folder"
     durable "$folder/journal"
     newest=$folder/journal/$name
     number=$e_number previous=$e_previous
@@ -112,11 +158,10 @@ read_done() {
     # No run has so many entries; the journal itself is never cleaned.
     [ $# -le 1000 ] || shift $(($# - 1000))
     [ -e "$1" ] || return 0
-    known=
-    for name do known="$name
-$known"; done
-    while IFS= read -r name; do
-        [ -n "$name" ] || continue
+    back=$#
+    while [ "$back" -gt 0 ]; do
+        eval "name=\${$back}"
+        back=$((back - 1))
         # A lock that was let go is a run of its own, and says nothing of what was done.
         case $name in *-lock-released.json) continue ;; esac
         IFS= read -r entry <"$name" || :
@@ -143,9 +188,7 @@ $known"; done
             [ "$value" != "$record" ] || concluded=${concluded:-$outcome}
             ;;
         esac
-    done <<END
-$known
-END
+    done
 }
 
 # --- the job ----------------------------------------------------------------------------------------------------------
@@ -163,9 +206,8 @@ begin() {
             case $name in backups | lists) chmod 0700 "$folder/$name" "$folder/incoming" ;; esac
         fi
     done
-    lock_journal
+    # Whoever adds an entry now is seen by flush, which looks again.
     read_newest
-    unlock_journal
     not_overtaken
     if [ -z "$newest" ]; then
         durable "$folder"
@@ -229,6 +271,11 @@ step() {
         exit 0
     fi
     write_down "$direction-finished" "$step_number" "$step_inputs" ok
+    # What these two renamed last becomes durable with the entry that says so, not in a call of its own before.
+    case $1 in
+    upload) unsettled='../../../releases ../../../lists' ;;
+    switch) unsettled='../../..' ;;
+    esac
     say "step $step_number ok"
 }
 
@@ -276,6 +323,7 @@ make_reserve() {
 }
 
 end() {
+    ending=yes
     flush
     # Not sooner: it is there for what this job has to write down.
     [ -d "$folder/.tma-reserve" ] || make_reserve || :
@@ -286,7 +334,8 @@ end() {
 still_upload() {
     [ -d "$folder/releases/$1" ] && [ ! -L "$folder/releases/$1" ] || return 1
     survey "$folder/releases/$1" "$spool/list"
-    [ "$(survey_digest "$spool/list")" = "$2" ]
+    survey_digest "$spool/list"
+    [ "$digest" = "$2" ]
 }
 still_switch() { [ "$(readlink "$folder/current" 2>/dev/null)" = "${1:+releases/$1}" ]; }
 still_render() { :; }
@@ -311,9 +360,9 @@ act_upload() {
     if [ -d "$target" ] && [ ! -L "$target" ]; then
         # Every byte: it has not served, so nobody has looked at it since.
         survey "$target" "$spool/list"
-        if [ "$(survey_digest "$spool/list")" = "$2" ]; then
+        survey_digest "$spool/list"
+        if [ "$digest" = "$2" ]; then
             replace "$spool/list" "$list"
-            durable "$folder/lists"
             return 0
         fi
         [ "$(readlink "$folder/current" 2>/dev/null)" != "releases/$1" ] ||
@@ -329,11 +378,10 @@ act_upload() {
             cp -a "$folder/releases/$3" "$spool/new" || different
         fi
         # A file that is replaced goes first: writing over it would change the old release through the hard link.
-        (
-            cd "$spool/new" || exit 1
-            [ ! -s "$spool/remove" ] || xargs -0 rm -f -- <"$spool/remove"
-            [ ! -s "$spool/rmdir" ] || xargs -0 rmdir -- <"$spool/rmdir"
-        ) || different
+        cd "$spool/new"
+        [ ! -s "$spool/remove" ] || xargs -0 rm -f -- <"$spool/remove" || different
+        [ ! -s "$spool/rmdir" ] || xargs -0 rmdir -- <"$spool/rmdir" || different
+        cd "$folder"
         # A patch may only take away. What has changed since it was made may be in the way.
         if [ -d "$spool/tree" ]; then cp -a "$spool/tree/." "$spool/new" || different; fi
         survey "$spool/new" "$spool/list" "$folder/lists/$3"
@@ -343,7 +391,8 @@ act_upload() {
         chmod 0755 "$spool/new"
         survey "$spool/new" "$spool/list"
     fi
-    if [ "$(survey_digest "$spool/list")" != "$2" ]; then
+    survey_digest "$spool/list"
+    if [ "$digest" != "$2" ]; then
         if [ -f "$spool/expected" ]; then differences "$spool/expected" "$spool/list" | sort | head -n 50 >&2; fi
         exit 92
     fi
@@ -352,7 +401,6 @@ act_upload() {
     replace "$spool/list" "$list"
     mv -T "$spool/new" "$target"
     relabel "$target"
-    durable "$folder/releases" "$folder/lists"
 }
 
 # SELinux: files that were moved keep the label of the place where they were made.
@@ -393,10 +441,7 @@ act_switch() {
         [ -d "releases/$1" ] && [ ! -L "releases/$1" ] || refuse "there is no folder releases/$1"
         ln -sfn "releases/$1" .tma-current
         replace .tma-current current
-    else
-        return 0
     fi
-    durable .
 }
 
 # act_render NUMBER: each file of "$spool/files/NUMBER" replaces the one in shared/ atomically, mode 0600. What was there before is kept
@@ -451,7 +496,9 @@ list_shared() {
     cd "$folder/shared"
     { cat "$spool/names" && sed 's/^[^ ]*  //' "$folder/lists/.shared" 2>/dev/null || :; } | sort -u >"$spool/rendered"
     while IFS= read -r name; do
-        if [ -f "./$name" ]; then printf '%s  %s\n' "$(sha256sum <"./$name" | cut -d ' ' -f 1)" "$name"; fi
+        [ -f "./$name" ] || continue
+        hash=$(sha256sum <"./$name")
+        printf '%s  %s\n' "${hash%% *}" "$name"
     done <"$spool/rendered" >"$spool/shared"
     replace "$spool/shared" "$folder/lists/.shared"
     durable "$folder/lists"
@@ -495,10 +542,7 @@ program() {
 # act_command SECONDS FOLDER PROGRAM ARGUMENT…
 act_command() {
     set +e
-    (
-        program "$@"
-        exit $?
-    )
+    program "$@"
     code=$?
     [ "$code" -eq 0 ] || tail -c 4096 "$spool/output" >&2
     exit "$code"
@@ -507,15 +551,16 @@ act_command() {
 # act_probe SECONDS FOLDER PROGRAM ARGUMENT…: until it ends with 0.
 act_probe() {
     set +e
-    until_second=$(($(date +%s) + $1))
+    read_ticks
+    # Five tries a second at most: an end, even where the ticks stand still.
+    until_ticks=$((ticks + $1 * 100)) tries=$(($1 * 5))
     while :; do
-        (
-            program "$@"
-            exit $?
-        )
+        program "$@"
         code=$?
         [ "$code" -ne 0 ] || exit 0
-        [ "$(date +%s)" -lt "$until_second" ] || break
+        read_ticks
+        tries=$((tries - 1))
+        [ "$ticks" -lt "$until_ticks" ] && [ "$tries" -gt 0 ] || break
         sleep 0.2 2>/dev/null || sleep 1
     done
     tail -c 4096 "$spool/output" >&2

@@ -5,7 +5,9 @@ while IFS= read -r line; do
     name=${line#*  }
     if [ ! -f "$name" ] || [ -L "$name" ]; then
         printf '%s\n' "missing $name"
-    elif [ "$(sha256sum <"$name" 2>/dev/null | cut -d ' ' -f 1)" != "${line%%  *}" ]; then
+    elif hash=$(sha256sum <"$name" 2>/dev/null) && [ "${hash%% *}" = "${line%%  *}" ]; then
+        :
+    else
         printf '%s\n' "changed $name"
     fi
 done <"$folder/lists/.shared"
