@@ -8,6 +8,7 @@
     ours         a whole workspace, and deployments through the workflow's own functions and through ``tma``
     peers        rsync, a plain Fabric script, and the floor below which nobody gets; their scripts are in scripts/
     breakdown    where the time of one of our deployments goes: every git process, the hottest functions
+    sql          migrations, beside dbmate, sqitch, yoyo and one bare client: ``python -m bench.sql``
     servers, delay, tree, timing     throwaway sshd processes; a longer line; the release's files; the stopwatch
 
 Every timed deployment is a real one of a version that no host has had: a host's folder is never put back, and no cache

@@ -7,23 +7,25 @@ A new operation is one class in :mod:`pipeline.operations` and one function here
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pipeline.content import settings_digest
-from pipeline.databases import Database
+from pipeline.databases import BackupTaken, Catalogue, Database
 from pipeline.errors import Failed, PartlyDone, PipelineError, Reason, Refused, Unreachable
 from pipeline.host import Host, sentences
 from pipeline.host_journal import JournalEntry
 from pipeline.http_check import get
 from pipeline.job import DIFFERENT, REFUSED, Direction, JobStep, StepTold
 from pipeline.model import Manifest, Outcome, Script
-from pipeline.operations import Backup, Command, Http, Migrate, Operation, Probe, Render, Switch, Upload
+from pipeline.operations import Backup, Command, Http, Migrate, Operation, Probe, Render, Restore, Switch, Upload
 from pipeline.payload import Payload, Payloads
 from pipeline.playbook import Action, Plan
-from pipeline.transports import TIMED_OUT
+from pipeline.shared_backup import SharedBackups
+from pipeline.transports import TIMED_OUT, LineCut
 
 ATTEMPT_SECONDS = 10.0
 """After so long one question of a check is given up and asked anew: who was starting may answer the next."""
@@ -33,16 +35,20 @@ ATTEMPT_SECONDS = 10.0
 class Ground:
     """What a run stands on: the hosts by key, the database, the release's files, and what to write in the journal.
 
-    ``database`` opens the environment's database from one host; ``payloads`` gives what a host must be sent; ``base`` the
+    ``database`` opens the environment's database from one host, with ``proof=`` where a backup is to be proven otherwise
+    than its settings say; ``shared`` gives the backups of a host's ``shared/``. ``restoring`` is told of the backups that
+    the way back is about to restore, before it begins; ``payloads`` gives what a host must be sent; ``base`` the
     release that serves on a host, with its files, where its list there is whole; ``render`` the bytes of one template of
     the release for one host; ``conceal`` a text without any secret that was resolved (a product's own command may print
     one). ``record`` is the id and ``record_sha256`` the digest of the ledger's record that this attempt was announced with.
+    ``scripts`` are the release's migrations with their bytes, ``verify`` the texts that must run after some of them, and
+    ``covers`` what counts as applied with the full schema of a new database.
     ``clean`` names the releases that a host no longer needs once it is done. ``still_ours`` raises when another run has
     taken the environment.
     """
 
     hosts: Mapping[str, Host]
-    database: Callable[[Host], Database] | None
+    database: Callable[..., Database] | None
     manifest: Manifest
     payloads: Payloads
     render: Callable[[str, str], bytes]
@@ -51,14 +57,18 @@ class Ground:
     fence: int
     customer: str
     environment: str
-    content: str
+    content: str | None
     record: str
     record_sha256: str
     progress: Callable[[str], None]
     base: Callable[[str], tuple[str, Manifest] | None] = lambda host: None
     clean: Callable[[str], tuple[str, ...]] = lambda host: ()
+    verify: Mapping[str, bytes] = field(default_factory=dict)
+    covers: tuple[Script, ...] = ()
     conceal: Callable[[str], str] = str
     still_ours: Callable[[], None] = lambda: None
+    shared: Callable[[Host], SharedBackups] | None = None
+    restoring: Callable[[list[dict[str, Any]]], None] = lambda backups: None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def entry(self, release: str) -> JournalEntry:
@@ -94,6 +104,9 @@ class Report:
     """What became of a run. ``error`` is what failed, ``trouble`` what failed on the way back (then quarantined).
 
     ``left`` names hosts that finished and keep the new release although others failed (``on_failure: leave``).
+    ``half_done`` are migrations that were begun and not finished, or may have been; ``catalogue`` is what the schema was
+    made of ``before`` the first migration and ``after`` the last one of this attempt. ``backups`` are those made, or made
+    by an earlier attempt and proven again; ``restored`` those that were put back.
     """
 
     outcome: Outcome = "ok"
@@ -103,8 +116,11 @@ class Report:
     back: list[Action] = field(default_factory=list)
     trouble: PipelineError | None = None
     scripts: list[str] = field(default_factory=list)
+    half_done: list[str] = field(default_factory=list)
+    catalogue: dict[str, Catalogue] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
     backups: list[dict[str, Any]] = field(default_factory=list)
+    restored: list[dict[str, Any]] = field(default_factory=list)
     past_return: bool = False
     left: tuple[str, ...] = ()
 
@@ -159,6 +175,11 @@ def controller_step(
 def through(action: Action, plan: Plan, ground: Ground, report: Report, perhaps: set[str]) -> None:
     """Does an action through the host. ``perhaps`` gets the migrations of which nobody knows whether they are applied."""
     THROUGH[type(action.what)](action, plan, ground, report, perhaps)
+
+
+def serving_inputs(action: Action, plan: Plan, record: str, nth: int) -> str:
+    """The inputs with which the attempt of this record wrote down that it stops or starts the application."""
+    return _inputs(action, plan, How(nth=nth), record=record)
 
 
 def note(action: Action, outcome: Literal["ok", "failed"], report: Report) -> None:
@@ -275,13 +296,94 @@ HOST_ACTS: dict[type[Operation], Callable[[Action, Plan, Ground, How], Part]] = 
 
 
 def _backup(action: Action, plan: Plan, ground: Ground, report: Report, perhaps: set[str]) -> None:
-    assert ground.database is not None
-    database = ground.database(ground.hosts[action.host].guarded(ground.fence))
-    try:
-        taken = database.backup(ground.run)
-    finally:
-        database.close()
-    report.backups.append({"host": action.host, "path": taken.path, "sha256": taken.sha256, "size": taken.size})
+    what = action.what
+    assert isinstance(what, Backup)
+    host = ground.hosts[action.host].guarded(ground.fence)
+    if what.database:
+        assert ground.database is not None
+        database = ground.database(host, proof=what.proof) if what.proof else ground.database(host)
+        try:
+            label = backup_label(action, plan, ground, database)
+            taken = database.backup(label)
+        finally:
+            database.close()
+        report.backups.append(noted(action, "database", label, taken))
+    if what.shared:
+        assert ground.shared is not None
+        label = _first_label(action, plan, ground.run)
+        report.backups.append(noted(action, "shared", label, ground.shared(host).take(label)))
+
+
+def noted(action: Action, what: Literal["database", "shared"], label: str, taken: BackupTaken) -> dict[str, Any]:
+    """A backup as records keep it; ``step`` is the action that made it."""
+    return {"step": action.number, "what": what, "label": label, "host": action.host} | asdict(taken)
+
+
+def _first_label(action: Action, plan: Plan, run: str) -> str:
+    """The name of the backup that this action makes: the run's, and with a number where it makes several."""
+    same = [a.number for a in plan.actions if isinstance(a.what, Backup) and a.host == action.host]
+    nth = same.index(action.number) + 1
+    return run if nth == 1 else f"{run}.{nth}"
+
+
+def placed(backups: Sequence[dict[str, Any]], plan: Plan, run: str) -> list[dict[str, Any]]:
+    """Backups of an earlier attempt with the numbers that the actions which made them have in this plan."""
+    made = {(a.host, _first_label(a, plan, run)): a.number for a in plan.actions if isinstance(a.what, Backup)}
+    return [
+        {**backup, "step": made.get((backup["host"], backup["label"].partition(".attempt-")[0]), 0)}
+        for backup in backups
+    ]
+
+
+def backup_label(action: Action, plan: Plan, ground: Ground, database: Database) -> str:
+    """The name of the backup that this attempt makes, or has from an earlier attempt of its run.
+
+    What the way back may restore must be as new as can be: as long as no script of the run is in the database, each
+    attempt makes its own. From then on the last one counts, which has the database as it was before.
+    """
+    first = _first_label(action, plan, ground.run)
+    if action.number not in plan.restore_from.values():
+        return first
+    again = f"{first}.attempt-"
+    numbers = [
+        0 if found.label == first else int(found.label.removeprefix(again))
+        for found in database.backups()
+        if found.label == first or (found.label.startswith(again) and found.label.removeprefix(again).isdecimal())
+    ]
+    if not numbers:
+        return first
+    if any(row.run == ground.run for row in database.history()):
+        return f"{again}{max(numbers)}" if max(numbers) else first
+    return f"{again}{ground.fence}"
+
+
+def _restore(action: Action, plan: Plan, ground: Ground, report: Report, perhaps: set[str]) -> None:
+    what = action.what
+    assert isinstance(what, Restore)
+    host = ground.hosts[action.host].guarded(ground.fence)
+    for backup in report.backups:
+        if backup["step"] != what.step or not (what.database if backup["what"] == "database" else what.shared):
+            continue
+        ground.progress(f"    {backup['label']}")
+        if backup["what"] == "database":
+            assert ground.database is not None
+            database = ground.database(host)
+            try:
+                restore_database(database, backup["label"], backup["sha256"], ground.fence, ground.run)
+                with suppress(PipelineError, LineCut):
+                    report.catalogue["after"] = database.catalogue()
+            finally:
+                database.close()
+        else:
+            assert ground.shared is not None
+            ground.shared(host).restore(backup["label"], sha256=backup["sha256"], run=ground.run)
+        report.restored.append(backup)
+
+
+def restore_database(database: Database, label: str, sha256: str | None, fence: int, run: str) -> None:
+    """Restores, unless this run has: whoever has written to the database since is not to lose it a second time."""
+    if not any(event.what == "restored" and event.run == run for event in database.events()):
+        database.restore(label, sha256=sha256, fence=fence, run=run)
 
 
 def _migrate(action: Action, plan: Plan, ground: Ground, report: Report, perhaps: set[str]) -> None:
@@ -290,21 +392,52 @@ def _migrate(action: Action, plan: Plan, ground: Ground, report: Report, perhaps
     after_switch = plan.point_of_no_return is not None and action.number >= plan.point_of_no_return
     database = ground.database(ground.hosts[action.host].guarded(ground.fence))
     try:
-        for name in action.what.scripts:
-            script, sql = ground.scripts[name]
-            ground.progress(f"    {name}")
-            try:
-                if database.apply(script, sql, fence=ground.fence, run=ground.run, release=plan.release):
-                    report.scripts.append(name)
-            except Exception as error:
-                # It may have been applied, so the old code may not run any more.
-                if isinstance(error, PartlyDone) or not isinstance(error, PipelineError):
-                    report.past_return = report.past_return or after_switch
-                    perhaps.add(name)
-                raise
-            report.past_return = report.past_return or after_switch
+        if "before" not in report.catalogue:
+            report.catalogue["before"] = database.catalogue()
+        try:
+            for name in action.what.scripts:
+                _apply(name, plan, ground, report, perhaps, database, after_switch=after_switch)
+        except PipelineError:
+            # Also of what failed: the next look at the schema compares with it. What failed is what is told.
+            with suppress(PipelineError, LineCut):
+                report.catalogue["after"] = database.catalogue()
+            raise
+        report.catalogue["after"] = database.catalogue()
     finally:
         database.close()
+
+
+def _apply(
+    name: str,
+    plan: Plan,
+    ground: Ground,
+    report: Report,
+    perhaps: set[str],
+    database: Database,
+    *,
+    after_switch: bool,
+) -> None:
+    script, sql = ground.scripts[name]
+    ground.progress(f"    {name}")
+    try:
+        if database.apply(
+            script,
+            sql,
+            fence=ground.fence,
+            run=ground.run,
+            release=plan.release,
+            verify=ground.verify.get(name),
+            covers=ground.covers if script.kind == "initial" else (),
+        ):
+            report.scripts.append(name)
+    except Exception as error:
+        # It may have been applied, or a part of it, so the old code may not run any more.
+        if isinstance(error, PartlyDone) or not isinstance(error, PipelineError):
+            report.past_return = report.past_return or after_switch
+            report.half_done.append(name)
+            perhaps.add(name)
+        raise
+    report.past_return = report.past_return or after_switch
 
 
 def _http(action: Action, plan: Plan, ground: Ground, report: Report, perhaps: set[str]) -> None:
@@ -332,6 +465,7 @@ def _http(action: Action, plan: Plan, ground: Ground, report: Report, perhaps: s
 
 THROUGH: dict[type[Operation], Callable[[Action, Plan, Ground, Report, set[str]], None]] = {
     Backup: _backup,
+    Restore: _restore,
     Migrate: _migrate,
     Http: _http,
 }

@@ -2,7 +2,7 @@
 
 A proof, not a guess: what is not recognised word for word is not proven, and neither is what one database would read
 differently from another (a nested comment, a backslash in a string, a dollar quote). Told apart from
-:mod:`pipeline.databases.statements`, which only finds lines for messages, since here a wrong answer would let an
+:mod:`pipeline.databases.postgresql.statements`, which only finds lines for messages, since here a wrong answer would let an
 application run on data that it does not understand.
 """
 
@@ -12,10 +12,14 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pipeline.model import Engine
+
+# A comment that begins with /*! or /*M! runs on MySQL and MariaDB, and -- without a blank behind it is no comment there.
 _TOKEN = re.compile(
     r"""
-      (?P<space>[ \t\n\f]+ | --[^\n]*+ | /\*(?:(?!/\*|\*/).)*+\*/)
+      (?P<space>[ \t\n\f]+ | --[^\n]*+ | /\*(?!M?!)(?:(?!/\*|\*/).)*+\*/)
     | (?P<string>'(?:[^'\\]++|'')*+')
+    | (?P<ticked>`[^`\\]++`)
     | (?P<quoted>"(?:[^"\\]++|"")++")
     | (?P<word>[^\W\d]\w*+)
     | (?P<number>\d++(?:\.\d*+)?(?:[eE][+-]?\d++)?(?!\w) | \.\d++(?!\w))
@@ -63,6 +67,24 @@ _BEFORE_A_PARENTHESIS = _words(
 )
 
 
+_MYSQL = frozenset({"mariadb", "mysql"})
+_MYSQL_TYPES = _TYPES - _words("bigserial serial smallserial xml") | _words(
+    "binary fixed int1 int3 int8 longblob longtext mediumblob mediumint mediumtext middleint tinyblob tinytext varbinary year"
+)
+_MYSQL_FUNCTIONS = _FUNCTIONS | _words("current_timestamp uuid")
+_NO_COLUMNS = _words(
+    "check column constraint foreign fulltext index key partition period primary spatial system unique"
+)
+"""What stands after ADD for something else than a column."""
+
+
+_BRACKETS = frozenset(
+    {("begin",), ("commit",), ("start", "transaction")}
+    | {(word, more) for word in ("begin", "commit") for more in ("transaction", "work")}
+)
+"""The transaction that a script carries for the tool that it was written for."""
+
+
 class Token(NamedTuple):
     """One token of a script. ``text`` is in lower case, except in quotes."""
 
@@ -74,29 +96,38 @@ class _NotProven(Exception):
     """Something that this module does not know, or that could be read in two ways."""
 
 
-def is_additive(sql: str) -> bool:
+def is_additive(sql: str, engine: Engine | None = None) -> bool:
     """Whether every statement of ``sql`` is proven to add only: what was there before stays, and means what it meant.
+
+    With ``engine``, as that one reads it: MariaDB and MySQL have words of their own (back quotes, ``UNSIGNED``,
+    ``ADD INDEX``). Without, only what every engine reads alike is proven.
 
     Proven are ``CREATE`` of a table, sequence, schema, type or view (never ``OR REPLACE``, ``AS SELECT`` of a table or a
     partition of one), an index of plain columns that forbids nothing, ``ALTER TABLE … ADD COLUMN`` that is nullable or
-    has a plain ``DEFAULT``, ``COMMENT ON``, and ``INSERT`` into a table that the same script has created.
+    has a plain ``DEFAULT``, ``COMMENT ON``, ``INSERT`` into a table that the same script has created, and a ``BEGIN`` and
+    ``COMMIT`` around them.
     """
-    made = _Made(set(), set(), set())
+    mysql = engine in _MYSQL
+    made = _Made(set(), set(), set(), mysql)
     try:
-        return all(_adds(_Reader(statement), made) for statement in _statements(sql))
+        return all(_adds(_Reader(statement), made) for statement in _statements(sql, mysql=mysql))
     except _NotProven:
         return False
 
 
 class _Made(NamedTuple):
-    """What the script has created so far: tables, those into which an INSERT is proven, types."""
+    """What the script has created so far: tables, those into which an INSERT is proven, types.
+
+    ``mysql``: it is read as MariaDB and MySQL do.
+    """
 
     tables: set[tuple[str, ...]]
     filled: set[tuple[str, ...]]
     types: set[tuple[str, ...]]
+    mysql: bool = False
 
 
-def _statements(sql: str) -> Iterator[list[Token]]:
+def _statements(sql: str, *, mysql: bool) -> Iterator[list[Token]]:
     text = sql.replace("\r\n", "\n")
     statement: list[Token] = []
     depth = position = 0
@@ -108,7 +139,13 @@ def _statements(sql: str) -> Iterator[list[Token]]:
         if kind == "space":
             if match[0].startswith("--") and "\r" in match[0]:
                 raise _NotProven  # PostgreSQL ends the comment there, SQLite does not
+            if mysql and match[0].startswith("--") and match[0][2:3] not in {"", " ", "\t"}:
+                raise _NotProven
             continue
+        if kind in {"ticked", "quoted"}:
+            if mysql != (kind == "ticked"):
+                raise _NotProven  # a name in one engine, a string or nothing in another
+            kind = "quoted"
         token = Token(kind, match[0].lower() if kind == "word" else match[0])
         depth += {"(": 1, ")": -1}.get(token.text, 0)
         if depth < 0 or (token.text == ";" and depth):
@@ -168,6 +205,10 @@ class _Reader:
                 return inside
             inside.append(token)
 
+    def words_next(self) -> set[str]:
+        """The next token when it is a word."""
+        return {token.text for token in self.tokens[:1] if token.kind == "word"}
+
     def words(self) -> set[str]:
         """Every word that is left."""
         return {token.text for token in self.tokens if token.kind == "word"}
@@ -184,7 +225,7 @@ def _adds(reader: _Reader, made: _Made) -> bool:
         return reader.tokens[-2:-1] == [Token("word", "is")]
     if reader.word("insert", "into"):
         return _inserts(reader, made)
-    return False
+    return tuple(token.text for token in reader.tokens if token.kind == "word") in _BRACKETS and len(reader.tokens) <= 2
 
 
 def _creates(reader: _Reader, made: _Made) -> bool:
@@ -223,9 +264,11 @@ def _creates_table(reader: _Reader, made: _Made) -> bool:
     body = reader.parentheses()
     if reader.words() & {"as", "inherits", "select", "values", "execute"}:
         return False
+    if made.mysql and reader.words() & {"union", "connection", "directory", "ignore", "replace"}:
+        return False  # a table of that kind is another one's rows
     if not perhaps:
         made.tables.add(name)
-        if _calls_nothing(body):
+        if _calls_nothing(body, made):
             made.filled.add(name)
     return True
 
@@ -244,8 +287,23 @@ def _creates_index(reader: _Reader, made: _Made, *, unique: bool) -> bool:
     if reader.word("using"):
         reader.name()
     # A unique or partial index, or one of an expression, can refuse a row that the old code writes.
-    plain = all(token.kind in {"word", "quoted"} or token.text == "," for token in reader.parentheses())
-    return plain and not unique and "where" not in reader.words()
+    return _plain_columns(reader, made) and not unique and "where" not in reader.words()
+
+
+def _plain_columns(reader: _Reader, made: _Made) -> bool:
+    """Takes the columns of an index; whether they are nothing but columns (of MySQL and MariaDB, their beginnings too)."""
+    inside = reader.parentheses()
+    signs = {",", "(", ")"} if made.mysql else {","}
+    for position, token in enumerate(inside):
+        before = inside[position - 1] if position else Token("sign", ",")
+        if token.kind == "number":
+            if not made.mysql or before.text != "(":
+                return False
+        elif token.kind not in {"word", "quoted"} and token.text not in signs:
+            return False
+        elif before.text == "(":
+            return False  # an expression, or a call
+    return True
 
 
 def _adds_columns(reader: _Reader, made: _Made) -> bool:
@@ -255,14 +313,28 @@ def _adds_columns(reader: _Reader, made: _Made) -> bool:
     while True:
         if not reader.word("add"):
             return False
-        reader.word("column")
-        reader.word("if", "not", "exists")
-        reader.name()
-        _column(reader, made)
+        if made.mysql and (reader.word("index") or reader.word("key")):
+            if not _adds_index(reader, made):
+                return False
+        else:
+            if not reader.word("column") and reader.words_next() & _NO_COLUMNS:
+                return False
+            reader.word("if", "not", "exists")
+            reader.name()
+            _column(reader, made)
         if not reader.tokens:
             return True
         if not reader.sign(","):
             return False
+
+
+def _adds_index(reader: _Reader, made: _Made) -> bool:
+    reader.word("if", "not", "exists")
+    if reader.tokens[:1] != [Token("sign", "(")]:
+        reader.name()
+    if reader.word("using"):
+        reader.name()
+    return _plain_columns(reader, made)
 
 
 def _column(reader: _Reader, made: _Made) -> None:
@@ -284,6 +356,8 @@ def _column(reader: _Reader, made: _Made) -> None:
             reader.name()
             if reader.tokens[:1] == [Token("sign", "(")]:
                 reader.parentheses()
+        elif made.mysql and _mysql_words(reader):
+            pass
         elif reader.word("on", "delete") or reader.word("on", "update"):
             if not any(
                 reader.word(*words) for words in (("cascade",), ("restrict",), ("no", "action"), ("set", "null"))
@@ -295,14 +369,35 @@ def _column(reader: _Reader, made: _Made) -> None:
         raise _NotProven
 
 
+def _mysql_words(reader: _Reader) -> bool:
+    """Takes what MariaDB and MySQL say of a column and what refuses nothing; whether anything was there."""
+    if reader.word("on", "update", "current_timestamp"):
+        if reader.tokens[:1] == [Token("sign", "(")]:
+            reader.parentheses()
+        return True
+    if reader.word("comment"):
+        if not reader.tokens or reader.tokens.pop(0).kind != "string":
+            raise _NotProven
+        return True
+    if reader.word("character", "set") or reader.word("charset"):
+        reader.name()
+        return True
+    return any(reader.word(word) for word in ("unsigned", "signed", "zerofill", "invisible"))
+
+
 def _type(reader: _Reader, made: _Made) -> None:
     if not reader.tokens:
         raise _NotProven
-    if reader.tokens[0].text in _TYPES and reader.tokens[0].kind == "word":
+    types = _MYSQL_TYPES if made.mysql else _TYPES
+    if made.mysql and (reader.word("enum") or reader.word("set")):
+        reader.parentheses()
+    elif reader.tokens[0].text in types and reader.tokens[0].kind == "word":
         while True:
             if reader.word("with", "time"):
                 continue
-            if not reader.tokens or reader.tokens[0].kind != "word" or reader.tokens[0].text not in _TYPES:
+            if made.mysql and [token.text for token in reader.tokens[:2]] == ["character", "set"]:
+                break
+            if not reader.tokens or reader.tokens[0].kind != "word" or reader.tokens[0].text not in types:
                 break
             del reader.tokens[0]
             if reader.tokens[:1] == [Token("sign", "(")]:
@@ -320,7 +415,10 @@ def _default(reader: _Reader, made: _Made) -> bool:
     if not reader.tokens or (signed and reader.tokens[0].kind != "number"):
         raise _NotProven
     token = reader.tokens.pop(0)
-    if token.kind == "word" and token.text in _FUNCTIONS and reader.sign("("):
+    functions = _MYSQL_FUNCTIONS if made.mysql else _FUNCTIONS
+    if token.kind == "word" and token.text in functions and reader.sign("("):
+        if made.mysql and reader.tokens[:1] and reader.tokens[0].kind == "number":
+            del reader.tokens[0]  # current_timestamp(6)
         if not reader.sign(")"):
             raise _NotProven
     elif token.kind not in {"string", "number"} and not (token.kind == "word" and token.text in _CONSTANTS):
@@ -338,10 +436,10 @@ def _inserts(reader: _Reader, made: _Made) -> bool:
     if reader.tokens[:1] == [Token("sign", "(")]:
         reader.parentheses()
     changing = {"with", "insert", "update", "delete", "merge", "truncate", "into"}
-    return not reader.words() & changing and _calls_nothing(reader.tokens)
+    return not reader.words() & changing and _calls_nothing(reader.tokens, made)
 
 
-def _calls_nothing(tokens: Sequence[Token]) -> bool:
+def _calls_nothing(tokens: Sequence[Token], made: _Made) -> bool:
     """Whether no function is called but those that are known to change nothing."""
     for index, token in enumerate(tokens):
         if token != Token("sign", "(") or not index:
@@ -352,7 +450,10 @@ def _calls_nothing(tokens: Sequence[Token]) -> bool:
             start -= 2
         if start and tokens[start - 1] == Token("word", "references"):
             continue
-        known = name.kind == "word" and name.text in _FUNCTIONS | _TYPES | _BEFORE_A_PARENTHESIS
+        if made.mysql and start and tokens[start - 1] in {Token("word", "key"), Token("word", "index")}:
+            continue
+        words = _FUNCTIONS | _TYPES | _BEFORE_A_PARENTHESIS | (_MYSQL_TYPES if made.mysql else set())
+        known = name.kind == "word" and name.text in words
         if name.kind == "quoted" or (name.kind == "word" and (start != index - 1 or not known)):
             return False
     return True

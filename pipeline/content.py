@@ -7,8 +7,10 @@ section (packages, say) gets a name of its own, and a new rule a new ``tma-conte
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time
+from operator import itemgetter
 from typing import Any
 
 import rfc8785
@@ -21,6 +23,8 @@ VERSION = b"tma-content-1"
 """The name of this way of computing, hashed first."""
 
 _BOM = b"\xef\xbb\xbf"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":"))
+_SAFE = 2**53 - 1
 _MOST_LINKS = 64
 
 
@@ -31,20 +35,32 @@ def canonical(value: Any) -> bytes:
     :class:`Refused` for what has no such form: an integer past 2^53, NaN, a key that is not text.
     """
     try:
-        return rfc8785.dumps(_json(value))
+        odd: list[Any] = []
+        plain = _json(value, odd)
+        # Of what nearly every value is made of, Python's own encoder gives the same bytes in a quarter of the time. Keys are
+        # sorted by UTF-16 code units, which for characters below these is the order of Python.
+        text = "" if odd else _ENCODER.encode(plain)
+        return text.encode() if text and max(text) < "\ud800" else rfc8785.dumps(plain)
     except (rfc8785.CanonicalizationError, RecursionError, UnicodeError) as error:
         raise Refused(
             "a value has no canonical JSON form (RFC 8785)", reasons=[Reason(str(error) or type(error).__name__)]
         ) from None
 
 
-def _json(value: Any) -> Any:
+def _json(value: Any, odd: list[Any]) -> Any:
+    """``value`` without what JSON lacks; ``odd`` takes what only RFC 8785's own rules write right, or refuse."""
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
     if isinstance(value, Mapping):
-        return {key: _json(item) for key, item in value.items()}
+        odd += [key for key in value if type(key) is not str]
+        return {key: _json(item, odd) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
+        return [_json(item, odd) for item in value]
     if isinstance(value, (datetime, date, time)):
         return value.isoformat()
+    if kind is not int or not -_SAFE <= value <= _SAFE:
+        odd.append(value)
     return value
 
 
@@ -125,7 +141,7 @@ def files_digest(files: Iterable[TreeFile]) -> str:
     """
     digest = hashlib.sha256()
     before: bytes | None = None
-    for path, file in sorted(((path_bytes(file.path), file) for file in files), key=lambda pair: pair[0]):
+    for path, file in sorted([(path_bytes(file.path), file) for file in files], key=itemgetter(0)):
         if path == before or b"\0" in path:
             raise Refused(f"the path '{file.path}' is given twice, or holds a NUL")
         before = path

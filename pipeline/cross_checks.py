@@ -113,6 +113,18 @@ def check_environment(environment: Environment, source: Source, *, relative: boo
         for field in needed:
             if getattr(database, field) is None:
                 yield Reason(f"{field} is missing, {database.engine} needs it", source.position("database"))
+        if database.scratch is not None and database.scratch == database.name:
+            yield Reason(
+                "scratch: is another database than name:, since rehearsals destroy what is in it",
+                source.position("database", "scratch"),
+            )
+        if database.engine != "sqlite" and database.backup.proof == "restore" and database.scratch is None:
+            yield Reason(
+                "proof: restore needs scratch:, the database into which a backup is restored on trial",
+                source.position("database", "backup", "proof"),
+            )
+        if database.tls_ca is not None and database.tls == "off":
+            yield Reason("tls_ca: is for tls: verify-full", source.position("database", "tls_ca"))
     for number, window in enumerate(environment.windows):
         at = ("windows", number)
         if window.start == window.until:

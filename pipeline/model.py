@@ -5,7 +5,7 @@ Instants are aware ``datetime`` in UTC; content hashes are SHA-256 in lower-case
 ids are SHA-1 in hexadecimal (40 characters). This module imports no Git, SSH, SQL or HTTP.
 """
 
-from __future__ import annotations
+# No annotations from __future__ here: Pydantic would compile each from its text, which takes a third of this import.
 
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal
@@ -168,16 +168,48 @@ class Host(Noun):
     values: dict[str, Any] = {}
 
 
-class DatabaseSettings(Noun):
-    """The environment's database. SQLite: ``path``, relative to the host's folder. PostgreSQL: as seen from the host."""
+Engine = Literal["postgresql", "mariadb", "mysql", "sqlite"]
+"""A database engine; MariaDB and MySQL share an adapter."""
 
-    engine: Literal["postgresql", "sqlite"]
+
+class BackupSettings(Noun):
+    """How backups of a database are made and when one counts as proven.
+
+    ``proof``: *archive* reads the whole backup back; *restore* restores it into the scratch database as well.
+    ``encrypt`` refers to a passphrase: the backup is never on a disk in the clear then.
+    """
+
+    proof: Literal["archive", "restore"] = "archive"
+    encrypt: SecretReference | None = None
+
+
+class DatabaseSettings(Noun):
+    """The environment's database. SQLite: ``path``, relative to the host's folder. Others: as seen from the host.
+
+    ``way``: through a *tunnel* of the deployment's own connection, or by the engine's own *client* on the host where
+    forwarding is forbidden. ``tls``: *verify-full* where the server demands TLS; ``tls_ca`` is a file of the workspace.
+    ``scratch`` names a database of the same server that belongs to this tool alone: trial restores and rehearsals
+    destroy what is in it. ``lock_timeout``: seconds that a statement may wait for a lock.
+    """
+
+    engine: Engine
     path: str | None = None
     host: str = "127.0.0.1"
-    port: int = Field(5432, ge=1, le=65535)
+    port: int | None = Field(None, ge=1, le=65535, description="the engine's own port by default")
     name: str | None = None
     user: str | None = None
     password: SecretReference | None = None
+    way: Literal["tunnel", "client"] = "tunnel"
+    tls: Literal["off", "verify-full"] = "off"
+    tls_ca: str | None = None
+    scratch: str | None = None
+    lock_timeout: int = Field(5, ge=1, le=3600)
+    backup: BackupSettings = Field(default_factory=BackupSettings)
+
+    @property
+    def reached_at(self) -> int:
+        """The server's port: the one that is given, or the engine's own."""
+        return self.port or {"postgresql": 5432, "mariadb": 3306, "mysql": 3306, "sqlite": 0}[self.engine]
 
 
 class Window(Noun):
@@ -208,6 +240,33 @@ class Environment(Noun):
     secrets: dict[str, SecretReference] = {}
     windows: tuple[Window, ...] = ()
     freezes: tuple[Freeze, ...] = ()
+
+
+# --- configuration: a product's migrations ----------------------------------------------------------------------------
+
+Layout = Literal["ordered", "flyway", "dbmate", "up-down", "sqitch"]
+"""How a product keeps its migrations: as the tools of these names do; *ordered* is a file a script, in order of names."""
+
+
+class Migrations(Noun):
+    """Where a release keeps its migrations; patterns are matched against the file's name.
+
+    ``folder`` may hold ``{engine}``, a folder an engine. ``initial`` is the full schema for a new database, a file of the
+    release. ``additive`` ones leave a schema on which the old code can run, which is not asked of their text then;
+    ``irreversible`` ones do not, whatever else is said of them. What the lint's rules in ``refuse`` find refuses a
+    deployment; what others find is only shown. ``restore``: a failure after a script that the code alone does not bring
+    back from restores the backup *when-stopped*, if nobody can have written to the database between the two; or *always*,
+    even if what was written since is lost.
+    """
+
+    folder: PlainPath
+    layout: Layout = "ordered"
+    pattern: str = "*.sql"
+    initial: PlainPath | None = None
+    irreversible: tuple[str, ...] = ()
+    additive: tuple[str, ...] = ()
+    refuse: tuple[str, ...] = ()
+    restore: Literal["when-stopped", "always"] = "when-stopped"
 
 
 # --- a release ---------------------------------------------------------------------------------------------------------
@@ -241,18 +300,39 @@ class Manifest(Noun):
 class Script(Noun):
     """A migration: one ordered, checksummed SQL script of a release.
 
-    ``id`` is its path below the migrations folder; ``checksum`` is SHA-256 over the bytes normalised by ``algorithm``:
-    ``sha256-bom-eol`` drops a leading UTF-8 BOM and turns CRLF and CR into LF.
+    ``id`` is its path below the migrations folder (sqitch: the change's name); ``checksum`` is SHA-256 over the whole
+    file's bytes normalised by ``algorithm``: ``sha256-bom-eol`` drops a leading UTF-8 BOM and turns CRLF and CR into LF.
+
+    ``kind``: *versioned* runs once, *repeatable* after all others whenever its text is another, *initial* is the full
+    schema of a new database, after which the release's versioned scripts count as applied. ``phase``: before (*expand*)
+    or after (*contract*) the code is switched; None leaves it to the playbook's steps. ``lines`` are the first and the last
+    line (from 1) of the part that runs, None for all. ``transactional``: False where the script says that it runs outside
+    a transaction. ``client``: it needs the engine's own client. ``session``: it depends on the session's state, so that it
+    cannot be resumed in the middle. ``verify`` is the blob of a script that must run after it without an error.
+    ``accepted`` are lint rules that its author has judged harmless here, each with the reason.
     """
 
     id: str
     checksum: Sha256
     algorithm: Literal["sha256-bom-eol"] = "sha256-bom-eol"
     blob: ObjectId
+    kind: Literal["versioned", "repeatable", "initial"] = "versioned"
+    phase: Literal["expand", "contract"] | None = None
+    lines: tuple[int, int] | None = None
+    transactional: bool = True
+    client: bool = False
+    session: bool = False
+    verify: ObjectId | None = None
+    accepted: dict[str, str] = {}
 
 
 class Applied(Noun):
-    """One row of the migration history in the customer's database."""
+    """One row of the migration history in the customer's database.
+
+    ``state``: *done*; *running* where a script that commits statement by statement was begun and not finished, with
+    ``statement`` of its ``statements`` known to be committed: it is blocked until somebody repairs it; *baseline* counts
+    as applied, and was not run by us.
+    """
 
     script: str
     checksum: str
@@ -261,6 +341,27 @@ class Applied(Noun):
     run: str
     release: str
     at: Instant
+    state: Literal["done", "running", "baseline"] = "done"
+    statement: int = 0
+    statements: int = 0
+
+
+class HistoryEvent(Noun):
+    """One event of a database's migration history, which is only ever added to; ``number`` counts from 1 in its database.
+
+    ``what``: *started* (a script that commits statement by statement), *applied*, *reapplied* (a repeatable one),
+    *baselined*, *resumed*, *marked-done*, *marked-reverted*, *restored*.
+    """
+
+    number: int
+    what: str
+    script: str | None
+    checksum: str | None
+    fence: int
+    run: str
+    release: str
+    at: Instant
+    details: dict[str, Any] = {}
 
 
 # --- records -----------------------------------------------------------------------------------------------------------
@@ -280,6 +381,11 @@ RecordKind = Literal[
     "sign-off-page-written",
     "sign-off-recorded",
     "migration-accepted",
+    "migrations-baselined",
+    "migration-repaired",
+    "backup-made",
+    "backup-proven",
+    "backup-restored",
     "lock-released",
     "erased",
 ]

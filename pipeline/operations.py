@@ -14,9 +14,24 @@ from pipeline.model import Noun
 
 
 class Backup(Noun):
-    """Back up the environment's database on the host, and prove that it can be read back."""
+    """Back up the environment's database, or the host's ``shared/``, on the host, and prove that it can be read back.
+
+    ``proof`` takes the place of what the environment's file says of its database's backups.
+    """
 
     operation: Literal["backup"] = "backup"
+    database: bool = True
+    shared: bool = False
+    proof: Literal["archive", "restore"] | None = None
+
+
+class Restore(Noun):
+    """Put back what a backup of this run holds: on the way back, and only while the application is stopped."""
+
+    operation: Literal["restore"] = "restore"
+    step: int = Field(0, description="the plan's number of the action that made the backup")
+    database: bool = True
+    shared: bool = False
 
 
 class Upload(Noun):
@@ -79,5 +94,5 @@ class Probe(Noun):
 
 
 Operation = Annotated[
-    Backup | Upload | Render | Migrate | Switch | Command | Http | Probe, Field(discriminator="operation")
+    Backup | Restore | Upload | Render | Migrate | Switch | Command | Http | Probe, Field(discriminator="operation")
 ]

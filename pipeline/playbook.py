@@ -17,9 +17,10 @@ from pydantic import Field, model_validator
 
 from pipeline.additive import is_additive
 from pipeline.errors import ConfigurationError, Reason
-from pipeline.model import Host, Key, Noun, PlainPath, Script
-from pipeline.operations import Command, Migrate, Operation
-from pipeline.steps import AnyStep, CommandStep, ConfigureStep, MigrateStep, Target, Unproven
+from pipeline.model import Host, Key, Migrations, Noun, PlainPath, Script
+from pipeline.operations import Backup, Command, Migrate, Operation
+from pipeline.steps import AnyStep, BackupStep, CommandStep, ConfigureStep, MigrateStep, Target, Unproven
+from pipeline.suggest import did_you_mean
 
 __all__ = [
     "Action",
@@ -32,10 +33,12 @@ __all__ = [
     "Source",
     "Target",
     "contract_scripts",
+    "half_unproven",
     "plan",
     "restore_needed",
     "unmatched",
     "waves",
+    "without_backup",
 ]
 
 OnFailure = Literal["bring-back", "leave"]
@@ -68,7 +71,10 @@ class Plan(Noun):
     ``point_of_no_return`` is the number of the first action after which the old code cannot simply be switched back to
     (a migration that runs after the switch), or None. ``restore_needed`` names the migrations that run while the
     application is stopped, in this attempt or in an earlier one of the same run, and are not known to leave a schema on
-    which the old code can run: a failure after one of them is not brought back by the code alone. ``keep_releases`` is how
+    which the old code can run: a failure after one of them is not brought back by the code alone. ``restore_if_half`` names
+    those of which only the whole leaves such a schema: none of it is known of a half of one. ``restore_from`` leads from
+    those of both to the number of the action whose backup is restored then; without one nothing is restored by itself.
+    ``shared_from`` are the numbers of the actions whose backup of ``shared/`` is put back with it. ``keep_releases`` is how
     many releases stay on each host.
     """
 
@@ -79,6 +85,10 @@ class Plan(Noun):
     actions: tuple[Action, ...]
     point_of_no_return: int | None = None
     restore_needed: dict[str, Unproven] = Field(default_factory=dict)
+    restore_if_half: tuple[str, ...] = ()
+    restore_from: dict[str, int] = Field(default_factory=dict)
+    shared_from: tuple[int, ...] = ()
+    restore_always: bool = Field(False, description="a restore may lose what was written after the backup")
     on_failure: OnFailure = "bring-back"
     keep_releases: int = KEPT_RELEASES
 
@@ -102,19 +112,6 @@ class Source(Noun):
 
     git: str = Field(description="URL, or a path relative to the workspace")
     tag: str = Field("v{version}", pattern=r"\{version\}")
-
-
-class Migrations(Noun):
-    """Where a release keeps its migrations; patterns are matched against the file's name.
-
-    ``additive`` ones leave a schema on which the old code can run, which is not asked of their text then;
-    ``irreversible`` ones do not, whatever else is said of them.
-    """
-
-    folder: PlainPath
-    pattern: str = "*.sql"
-    irreversible: tuple[str, ...] = ()
-    additive: tuple[str, ...] = ()
 
 
 class Rolling(Noun):
@@ -152,6 +149,10 @@ class Playbook(Noun):
             raise ValueError("upload comes before switch")
         if "migrate" in kinds and self.migrations is None:
             raise ValueError("a migrate step needs migrations: with the folder of the scripts")
+        for step, switched in _with_switched(self.steps):
+            if isinstance(step, MigrateStep) and step.phase == ("expand" if switched else "contract"):
+                where = "before switch" if switched else "after switch"
+                raise ValueError(f"a migrate step of the phase {step.phase} comes {where}")
         for kind in ("drain", "undrain"):
             if kind in kinds and kinds.index(kind) < kinds.index("upload"):
                 raise ValueError(f"upload comes before {kind}, which runs in the new release's folder")
@@ -159,6 +160,15 @@ class Playbook(Noun):
             raise ValueError("a playbook has one drain step and one undrain step, or neither")
         if "drain" in kinds and not kinds.index("drain") < kinds.index("switch") < kinds.index("undrain"):
             raise ValueError("drain comes before switch, and undrain after it")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_are_known(self) -> Playbook:
+        from pipeline.lint.rules import RULES
+
+        for rule in self.migrations.refuse if self.migrations is not None else ():
+            if rule not in RULES and not rule.startswith("squawk:"):
+                raise ValueError(f"refuse: the lint has no rule {rule!r}{did_you_mean(rule, RULES)}")
         return self
 
     @model_validator(mode="after")
@@ -194,7 +204,7 @@ def plan(playbook: Playbook, target: Target, *, rollback: bool = False) -> Plan:
     at_a_time = _at_a_time(playbook, target, rollback=rollback)
     steps = _to_do([s for s in playbook.steps if not (rollback and s.kind in {"backup", "migrate"})], target)
     several = len(target.environment.hosts) > 1
-    switched = False
+    asked = target
     for group in _groups(steps):
         for portion, hosts in _portions(group, target.environment.hosts, at_a_time):
             wave = actions[-1].wave + 1 if actions else 1
@@ -207,7 +217,7 @@ def plan(playbook: Playbook, target: Target, *, rollback: bool = False) -> Plan:
                     undo = step.undone_by(target, operation)
                     if isinstance(operation, Migrate):
                         target = target.after(operation)
-                        if switched:
+                        if target.switched:
                             point_of_no_return = point_of_no_return or number
                             undo = "nothing takes it back: the old code may not run on the schema afterwards"
                     actions.append(
@@ -221,16 +231,21 @@ def plan(playbook: Playbook, target: Target, *, rollback: bool = False) -> Plan:
                             rolling=several and not step.once(),
                         )
                     )
-        switched = switched or any(step.kind == "switch" for step in group)
-    needed = {**dict(_ran_while_stopped(playbook, target)), **dict(_while_stopped(actions, target))}
+        target = target.past(group)
+    needed = {**dict(_ran_while_stopped(playbook, asked)), **dict(_while_stopped(actions, target))}
+    backups = {} if rollback else _restored_from(playbook, asked, actions)
     return Plan(
         customer=target.customer.key,
         environment=target.environment.key,
         release=target.release,
         installed=target.installed,
-        actions=tuple(_restored(action, needed) for action in actions),
+        actions=tuple(_restored(action, needed, backups) for action in actions),
         point_of_no_return=point_of_no_return,
         restore_needed=needed,
+        restore_if_half=tuple(s for s in _run_while_stopped(actions) if s in target.half_unproven),
+        restore_from=backups,
+        shared_from=_shared_from(actions),
+        restore_always=playbook.migrations is not None and playbook.migrations.restore == "always",
         on_failure=playbook.rolling.on_failure,
         keep_releases=playbook.keep_releases,
     )
@@ -262,6 +277,7 @@ def _to_do(steps: Sequence[AnyStep], target: Target) -> list[AnyStep]:
         operation = step.operation(target, target.environment.hosts[0]) if step.once() else None
         if isinstance(operation, Migrate):
             target = target.after(operation)
+        target = target.past([step])
         if operation is not None or not step.once():
             kept.append(step)
     return kept
@@ -297,37 +313,102 @@ def _portions(
 
 def _while_stopped(actions: Sequence[Action], target: Target) -> Iterator[tuple[str, Unproven]]:
     """The unproven scripts that run between a stop of the installed application and the next start."""
+    for script in _run_while_stopped(actions):
+        if script in target.unproven:
+            yield script, target.unproven[script]
+
+
+def _run_while_stopped(actions: Sequence[Action]) -> Iterator[str]:
     stopped = False
     for action in actions:
         if isinstance(action.what, Command) and action.what.serving:
             stopped = action.what.serving == "stop"
         elif stopped and isinstance(action.what, Migrate):
-            yield from (
-                (script, target.unproven[script]) for script in action.what.scripts if script in target.unproven
-            )
+            yield from action.what.scripts
 
 
 def _ran_while_stopped(playbook: Playbook, target: Target) -> Iterator[tuple[str, Unproven]]:
     """The same of those that earlier attempts of this run have applied, for which the plan has no action any more."""
-    from pipeline.migrations import named
-
     for script in target.ran:
         stopped = False
-        for step in playbook.steps:
+        for step, switched in _with_switched(playbook.steps):
             if isinstance(step, CommandStep) and step.serving:
                 stopped = step.serving == "stop" and target.installed is not None
-            elif isinstance(step, MigrateStep) and named(script, step.only, step.except_):
-                if stopped and script in target.unproven:
-                    yield script, target.unproven[script]
+            elif isinstance(step, MigrateStep) and step.takes(script, switched=switched):
+                if stopped and script.id in target.unproven:
+                    yield script.id, target.unproven[script.id]
                 break
 
 
-def _restored(action: Action, needed: Mapping[str, Unproven]) -> Action:
+def _with_switched(steps: Iterable[AnyStep]) -> Iterator[tuple[AnyStep, bool]]:
+    """Each step, with whether it comes after the switch."""
+    switched = False
+    for step in steps:
+        yield step, switched
+        switched = switched or step.kind == "switch"
+
+
+def _restored(action: Action, needed: Mapping[str, Unproven], backups: Mapping[str, int]) -> Action:
     if not isinstance(action.what, Migrate) or needed.keys().isdisjoint(action.what.scripts):
         return action
-    return action.model_copy(
-        update={"undo": "a restore of the backup: the old code may not run on the schema afterwards"}
-    )
+    numbers = [backups[script] for script in action.what.scripts if script in needed and script in backups]
+    back = f"the backup made in step {min(numbers)} is restored" if numbers else "a restore of the backup"
+    return action.model_copy(update={"undo": f"{back}: the old code may not run on the schema afterwards"})
+
+
+def _restored_from(playbook: Playbook, target: Target, actions: Sequence[Action]) -> dict[str, int]:
+    """Of each script of this run that runs while the application is stopped, the number of the action whose backup is good.
+
+    It is the last one before it; and made while the application was stopped, which it then stayed, unless the playbook
+    says that what was written since may be lost.
+    """
+    anyway = playbook.migrations is not None and playbook.migrations.restore == "always"
+    alone = len(target.environment.hosts) == 1
+    numbers = iter([a.number for a in actions if isinstance(a.what, Backup) and a.what.database])
+    open_scripts = {script.id: script for script in (*target.ran, *target.pending)}
+    found: dict[str, int] = {}
+    stopped, good, number = False, False, 0
+    for step, switched in _with_switched(playbook.steps):
+        if isinstance(step, CommandStep) and step.serving:
+            stopped = step.serving == "stop" and target.installed is not None
+            good = good and stopped
+        elif isinstance(step, BackupStep) and step.database and target.environment.database is not None:
+            number = next(numbers)
+            # What is done on each host is not done when all of them have stopped.
+            good = stopped and (alone or step.once())
+        elif isinstance(step, MigrateStep):
+            taken = [script for script in open_scripts.values() if step.takes(script, switched=switched)]
+            for script in taken:
+                del open_scripts[script.id]
+                if stopped and number and (good or anyway):
+                    found[script.id] = number
+    return {script: backup for script, backup in found.items() if script in {*target.unproven, *target.half_unproven}}
+
+
+def _shared_from(actions: Sequence[Action]) -> tuple[int, ...]:
+    """The numbers of the actions that back up ``shared/`` of a host while its application is stopped."""
+    stopped: dict[str, bool] = {}
+    found: dict[str, int] = {}
+    for action in actions:
+        if isinstance(action.what, Command) and action.what.serving:
+            stopped[action.host] = action.what.serving == "stop"
+        elif isinstance(action.what, Backup) and action.what.shared and stopped.get(action.host):
+            found[action.host] = action.number
+    return tuple(found.values())
+
+
+def without_backup(
+    playbook: Playbook, pending: Iterable[Script], unproven: Mapping[str, Unproven]
+) -> dict[str, Unproven]:
+    """Those of these migrations that no backup of the database comes before, and that nothing but one would take back."""
+    left = {script.id: script for script in pending if script.id in unproven}
+    found: dict[str, Unproven] = {}
+    for step, switched in _with_switched(playbook.steps):
+        if isinstance(step, BackupStep) and step.database:
+            break
+        if isinstance(step, MigrateStep):
+            found |= {id: unproven[id] for id, script in left.items() if step.takes(script, switched=switched)}
+    return found
 
 
 def restore_needed(playbook: Playbook, scripts: Mapping[str, bytes]) -> tuple[tuple[str, Unproven], ...]:
@@ -354,28 +435,38 @@ def _only_adds(text: bytes) -> bool:
         return False
 
 
-def contract_scripts(playbook: Playbook, scripts: Iterable[str]) -> tuple[str, ...]:
-    """Those of these migrations (by id) that the playbook applies after the switch."""
-    from pipeline.migrations import named
+def half_unproven(scripts: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Those of these migrations (text by id) of which a part alone is not proven to leave a schema for the old code.
 
+    What the playbook declares ``additive`` is so as a whole.
+    """
+    return tuple(script for script, text in scripts.items() if not _only_adds(text))
+
+
+def contract_scripts(playbook: Playbook, scripts: Iterable[Script]) -> tuple[str, ...]:
+    """The ids of those of these migrations that the playbook applies after the switch."""
     after: list[str] = []
     for script in scripts:
-        switched = False
-        for step in playbook.steps:
-            switched = switched or step.kind == "switch"
-            if isinstance(step, MigrateStep) and named(script, step.only, step.except_):
+        for step, switched in _with_switched(playbook.steps):
+            if isinstance(step, MigrateStep) and step.takes(script, switched=switched):
                 # The first step that names it applies it.
-                after += [script] if switched else []
+                after += [script.id] if switched else []
                 break
     return tuple(after)
 
 
-def unmatched(playbook: Playbook, pending: Sequence[Script]) -> tuple[str, ...]:
-    """Pending migrations that no migrate step of the playbook would ever apply."""
-    from pipeline.migrations import select
-
-    matched: set[str] = set()
-    for step in playbook.steps:
-        if isinstance(step, MigrateStep):
-            matched |= {script.id for script in select(pending, step.only, step.except_)}
-    return tuple(script.id for script in pending if script.id not in matched)
+def unmatched(playbook: Playbook, pending: Sequence[Script]) -> dict[str, str]:
+    """Pending migrations that no migrate step of the playbook would ever apply, each with the reason in words."""
+    steps = [(step, switched) for step, switched in _with_switched(playbook.steps) if isinstance(step, MigrateStep)]
+    found: dict[str, str] = {}
+    for script in pending:
+        if any(step.takes(script, switched=switched) for step, switched in steps):
+            continue
+        anyhow = script.model_copy(update={"phase": None})
+        found[script.id] = "is matched by no migrate step of the playbook"
+        if any(step.takes(anyhow, switched=switched) for step, switched in steps):
+            where = {"expand": "before", "contract": "after"}[script.phase or "expand"]
+            found[script.id] = (
+                f"is of the phase {script.phase}, and no migrate step {where} switch of the playbook takes it"
+            )
+    return found

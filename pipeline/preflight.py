@@ -45,6 +45,18 @@ class HostFacts:
 
 
 @dataclass(frozen=True)
+class DatabaseFacts:
+    """What the database's server is: ``version`` in its own words, ``substitutes`` for what it lacks, ``refusals``.
+
+    ``substitutes`` are sentences as for a host; ``refusals`` are the reasons for which no migration may run there.
+    """
+
+    version: str
+    substitutes: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Need:
     """What a release takes on a host: its name, bytes and files."""
 

@@ -3,72 +3,38 @@
 A rule takes :class:`Facts` and yields a :class:`~pipeline.errors.Reason` for everything that it has against the
 deployment. ``refusals`` asks all rules that belong to a purpose, so that a person sees every reason at once, and
 ``plan`` shows the same ones that ``deploy`` and ``promote`` stop at. A new rule is one function and its name in
-:data:`RULES`.
+:data:`RULES`; those about the database are in :mod:`pipeline.migration_rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Literal
 from zoneinfo import ZoneInfo
 
 from pipeline.calendar import in_freeze, in_window
 from pipeline.errors import Reason
+from pipeline.facts import Facts, Purpose, Rule
+from pipeline.migration_rules import (
+    database_can_be_migrated,
+    database_is_the_one,
+    every_migration_has_a_step,
+    lint_has_nothing_to_refuse,
+    migrations_are_as_they_ran,
+    no_restore_is_unfinished,
+    no_script_is_blocked,
+    rehearsed_on_test,
+    schema_is_known,
+    unproven_scripts_need_a_backup,
+)
 from pipeline.model import Customer, Environment, Person
 from pipeline.preflight import HostFacts, Need, clock_is_wrong, no_room, not_ours, not_writable
-from pipeline.state import ReleaseState, SignOff, State
+from pipeline.state import SignOff, State
 
-Purpose = Literal["deploy", "promote", "rollback"]
+__all__ = ["RULES", "Facts", "Purpose", "Rule", "decision_refusals", "ends_quarantine", "entitlement", "refusals"]
 
 DRIFT_SHOWN = 20
 """Sentences about drift that a refusal names for one host; ``drift`` names all."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Everything that the rules ask, gathered before they are asked.
-
-    ``places`` leads from a name (``windows``, ``freezes.0``, ``approvers``…) to ``file:line:column``.
-    ``findings`` are what the verification of the whole ledger found; ``content`` and ``settings`` are the digests computed
-    now; ``contains`` says for each patch id installed on this environment whether the release has it. ``vanished`` leads
-    from a script that the release lacks to the release that it ran here with; ``lost`` are scripts that were applied here
-    and that the database's history lacks. ``test_hosts`` is filled for a promotion only; ``entered_by`` is who signed the
-    record of the customer's decision. ``accept_drift`` is the reason given for going over what was changed on the hosts;
-    ``size`` (bytes) and ``files`` are the release's.
-    """
-
-    purpose: Purpose
-    now: datetime
-    actor: Person
-    customer: Customer
-    environment: Environment
-    state: State
-    release: ReleaseState
-    content: str
-    settings: str
-    resumes: bool = False
-    entered_by: Person | None = None
-    other_environments: Sequence[Environment] = ()
-    hosts: Sequence[HostFacts] = ()
-    test_hosts: Sequence[HostFacts] = ()
-    contains: Mapping[str, bool] = field(default_factory=dict)
-    findings: Sequence[Reason] = ()
-    unknown_tickets: Sequence[str] = ()
-    tickets: Sequence[str] = ()
-    edited: Sequence[str] = ()
-    vanished: Mapping[str, str] = field(default_factory=dict)
-    lost: Sequence[str] = ()
-    unmatched: Sequence[str] = ()
-    unrehearsed: Sequence[str] = ()
-    accept_drift: str | None = None
-    size: int = 0
-    files: int = 0
-    places: Mapping[str, str] = field(default_factory=dict)
-
-
-Rule = Callable[[Facts], Iterator[Reason]]
 
 
 def refusals(facts: Facts) -> tuple[Reason, ...]:
@@ -215,7 +181,7 @@ def _database(environment: Environment) -> tuple[object, ...] | None:
     database = environment.database
     if database is None or (database.engine == "sqlite" and not (database.path or "").startswith("/")):
         return None
-    return (database.engine, database.path, database.host, database.port, database.name)
+    return (database.engine, database.path, database.host, database.reached_at, database.name)
 
 
 def hosts_hold_what_was_recorded(facts: Facts) -> Iterator[Reason]:
@@ -285,48 +251,6 @@ def keeps_every_patch(facts: Facts) -> Iterator[Reason]:
     for patch, contained in facts.contains.items():
         if not contained:
             yield Reason(f"patch {patch} is installed on {facts.environment.key} and is not in {facts.release.name}")
-
-
-def migrations_are_as_they_ran(facts: Facts) -> Iterator[Reason]:
-    """An applied script that was edited since stops everything until the edit is accepted."""
-    for script in facts.edited:
-        yield Reason(
-            f"migration {script} was edited after it ran here; if the edit is harmless: invoke migrate.accept "
-            f"customer={facts.customer.key} script={script} env={facts.environment.key} reason=…"
-        )
-    for script, ran_with in facts.vanished.items():
-        unknown = "" if ran_with in facts.state.releases else f" (which is no release of {facts.customer.key})"
-        yield Reason(
-            f"migration {script} ran here with {ran_with}{unknown}, and {facts.release.name} does not hold it; if it was "
-            f"removed or renamed on purpose: invoke migrate.accept customer={facts.customer.key} script={script} "
-            f"env={facts.environment.key} release={facts.release.name} reason=…"
-        )
-
-
-def database_is_the_one(facts: Facts) -> Iterator[Reason]:
-    """The database has had every migration that deployments here applied: an empty or older one is not migrated anew."""
-    if facts.lost:
-        applied = len(facts.state.environment(facts.environment.key).applied)
-        listed = ", ".join(facts.lost[:5]) + (", …" if len(facts.lost) > 5 else "")
-        yield Reason(
-            f"the database lacks {len(facts.lost)} of the {applied} migration(s) that were applied on "
-            f"{facts.environment.key} ({listed}): it is another database, or an older copy; restore it, or look at its "
-            f"settings. If it was replaced on purpose: invoke migrate.accept customer={facts.customer.key} script='*' "
-            f"env={facts.environment.key} reason=…",
-            facts.places.get("environment"),
-        )
-
-
-def every_migration_has_a_step(facts: Facts) -> Iterator[Reason]:
-    """A pending script that no migrate step matches would silently not run."""
-    for script in facts.unmatched:
-        yield Reason(f"migration {script} is matched by no migrate step of the playbook", facts.places.get("playbook"))
-
-
-def rehearsed_on_test(facts: Facts) -> Iterator[Reason]:
-    """Production gets only scripts that ran on this customer's test."""
-    for script in facts.unrehearsed:
-        yield Reason(f"migration {script} has not run on test as it is in {facts.release.name}")
 
 
 def ledger_is_sound(facts: Facts) -> Iterator[Reason]:
@@ -409,6 +333,7 @@ RULES: dict[Rule, frozenset[Purpose]] = {
     nobody_else_is_deploying: frozenset({"deploy", "promote", "rollback"}),
     resumes_the_same: frozenset({"deploy", "promote"}),
     not_quarantined: frozenset({"deploy", "promote", "rollback"}),
+    no_restore_is_unfinished: frozenset({"deploy", "promote", "rollback"}),
     not_frozen: frozenset({"deploy", "promote"}),
     inside_a_window: frozenset({"deploy", "promote"}),
     environments_are_apart: frozenset({"deploy", "promote", "rollback"}),
@@ -420,7 +345,12 @@ RULES: dict[Rule, frozenset[Purpose]] = {
     hosts_hold_what_was_recorded: frozenset({"deploy", "promote", "rollback"}),
     database_is_the_one: frozenset({"deploy", "promote"}),
     migrations_are_as_they_ran: frozenset({"deploy", "promote"}),
+    no_script_is_blocked: frozenset({"deploy", "promote"}),
+    schema_is_known: frozenset({"deploy", "promote"}),
+    database_can_be_migrated: frozenset({"deploy", "promote"}),
     every_migration_has_a_step: frozenset({"deploy", "promote"}),
+    unproven_scripts_need_a_backup: frozenset({"deploy", "promote"}),
+    lint_has_nothing_to_refuse: frozenset({"deploy", "promote"}),
 }
 
 TO_BEGIN: frozenset[Rule] = frozenset(

@@ -1,9 +1,10 @@
 """Runs a plan on its hosts: wave by wave, and back again when a step fails.
 
 Three outcomes, never two: *ok*; *failed*, and then what was there before serves again; *unknown*, when a host cannot be
-asked any more or the run stopped past the point of no return: then nothing is guessed, and the same command resumes. A way
-back that fails quarantines the environment, as does a failure that only a restore of the backup could mend. The runner
-decides nothing: which actions there are, and the order of the way back, come from :mod:`pipeline.playbook` and
+asked any more or the run stopped past the point of no return: then nothing is guessed, and the same command resumes. After
+what the code alone does not bring back, the way back restores the run's own backup, if nothing that was written since can be
+lost. A way back that fails quarantines the environment, as does a failure after which nothing is restored by itself. The
+runner decides nothing: which actions there are, and the order of the way back, come from :mod:`pipeline.playbook` and
 :mod:`pipeline.way_back`. How an action is done is in :mod:`pipeline.acts`.
 """
 
@@ -16,18 +17,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline import acts
 from pipeline.acts import Ground, How, Report
-from pipeline.errors import Failed, PipelineError, Reason, Unreachable, overtaken
+from pipeline.errors import Failed, PipelineError, Unreachable, overtaken
 from pipeline.job import DIFFERENT, Direction, Job, JobStep
 from pipeline.operations import Command
 from pipeline.playbook import Action, Plan, waves
 from pipeline.transports import LineCut
 from pipeline.way_back import finished, way_back
 
-__all__ = ["Ground", "Report", "bring_back", "run"]
+__all__ = ["Ground", "Report", "bring_back", "carry", "run"]
 
 AT_ONCE = 50
 """Hosts that are spoken to at the same time, at the most."""
@@ -63,30 +64,100 @@ def run(
     if report.past_return:
         report.outcome = "unknown"
         return report
-    needed = [name for name in plan.restore_needed if name in {*report.scripts, *applied, *going.perhaps}]
+    touched = {*report.scripts, *applied, *going.perhaps}
+    needed = {
+        name: f"{name} is {kind}, and was applied" for name, kind in plan.restore_needed.items() if name in touched
+    }
+    needed |= {
+        name: f"of {name} a part may be applied, and only the whole is known to leave a schema for the old code"
+        for name in plan.restore_if_half
+        if name in report.half_done and name not in needed
+    }
+    backups: list[dict[str, Any]] = []
     if needed:
-        report.trouble = Failed(
-            "only a restore of the backup brings the old release back",
-            reasons=[Reason(f"{name} is {plan.restore_needed[name]}, and was applied") for name in needed],
-            state="The application is stopped.",
-        )
-        return report
+        backups, against = _to_restore(plan, ground, report, needed, resumed=resumed)
+        if against:
+            report.trouble = Failed(
+                "only a restore of the backup brings the old release back",
+                reasons=[*needed.values(), against],
+                state="The application is stopped.",
+            )
+            return report
+        ground.restoring(backups)
     # A failed action may have done part of its work, so it is taken back as well.
     numbers = {action.number for action, _ in failures}
     began = {action.number: action for action in (*report.done, *(action for action, _ in failures), *going.begun)}
-    if plan.on_failure == "leave":
+    if plan.on_failure == "leave" and not backups:
         touched = {action.host for action in began.values()}
         report.left = (*finished(plan, report.done), *(host for host in kept if host not in touched))
     back = list(plan.actions) if resumed else [began[number] for number in sorted(began)]
-    _go_back(plan, ground, before, report, back, numbers, going.concluding)
+    _go_back(plan, ground, before, report, back, numbers, going.concluding, backups)
     return report
 
 
-def bring_back(plan: Plan, ground: Ground, before: Plan | None) -> Report:
-    """The way back from a run that was left open: as if every action had been done, since any of them may have been."""
+def bring_back(plan: Plan, ground: Ground, before: Plan | None, backups: Sequence[dict[str, Any]] = ()) -> Report:
+    """The way back from a run that was left open: as if every action had been done, since any of them may have been.
+
+    ``backups`` are those that it was about to restore when it was interrupted.
+    """
     report = Report(outcome="failed", error=Failed("it was left open, and is brought back by rollback"))
-    _go_back(plan, ground, before, report, list(plan.actions), ())
+    if backups:
+        report.error = Failed("it had failed, and was interrupted on its way back")
+        backups = acts.placed(backups, plan, ground.run)
+        report.backups += backups
+    _go_back(plan, ground, before, report, list(plan.actions), (), backups=backups)
     return report
+
+
+def carry(plan: Plan, ground: Ground, backups: Sequence[dict[str, Any]] = ()) -> Report:
+    """Does every action of a plan from which there is no way back, such as a restore by hand: the rest is left undone."""
+    report = Report(backups=list(backups))
+    failures = _Going(plan, ground, report, plan.actions, "step").through()
+    if failures:
+        report.outcome = "failed"
+        report.failed, report.error = failures[0]
+    return report
+
+
+def _to_restore(
+    plan: Plan, ground: Ground, report: Report, needed: Collection[str], *, resumed: bool
+) -> tuple[list[dict[str, Any]], str]:
+    """The backups that bring the old release back after these scripts; or else why none of them is restored by itself."""
+    without = [name for name in needed if name not in plan.restore_from]
+    if without:
+        return [], (
+            f"no backup that was made while the application was stopped, and has been since, comes before {without[0]}: "
+            "what was written after it would be lost, so nothing is restored by itself"
+        )
+    number = min(plan.restore_from[name] for name in needed)
+    databases = (backup for backup in report.backups if backup["what"] == "database")
+    made = next((backup for backup in databases if backup["step"] == number), None)
+    if made is None:
+        return [], "this attempt did not come to prove the backup, so nothing is restored by itself"
+    if resumed and not plan.restore_always and _served_before(plan, ground):
+        return [], (
+            f"an earlier attempt had begun to start the application after the backup {made['label']} was made: what was "
+            "written since would be lost, so nothing is restored by itself"
+        )
+    shared = [backup for backup in report.backups if backup["what"] == "shared" and backup["step"] in plan.shared_from]
+    return [made, *shared], ""
+
+
+def _served_before(plan: Plan, ground: Ground) -> bool:
+    """Whether an earlier attempt of this run has begun to start the application anywhere; True where nobody can say."""
+    nth = _nth(plan.actions)
+    starts = [a for a in plan.actions if isinstance(a.what, Command) and a.what.serving in {"start", "restart"}]
+    try:
+        return any(
+            entry.inputs == acts.serving_inputs(action, plan, entry.record or "", nth[action.number])
+            for host in {action.host for action in starts}
+            for entry in ground.hosts[host].journal()
+            if entry.run == ground.run and entry.what == "step-started" and entry.record != ground.record
+            for action in starts
+            if action.host == host
+        )
+    except PipelineError:
+        return True
 
 
 def _go_back(
@@ -97,9 +168,11 @@ def _go_back(
     done: Sequence[Action],
     failed: Collection[int],
     concluding: dict[str, list[JobStep]] | None = None,
+    backups: Sequence[dict[str, Any]] = (),
 ) -> None:
     ground.progress(f"failed: {report.error.what if report.error else ''}")
-    actions = way_back(plan, done, before, failed=failed, leave=report.left)
+    restored = {(int(backup["step"]), str(backup["what"])) for backup in backups}
+    actions = way_back(plan, done, before, failed=failed, leave=report.left, backups=restored)
     going = _Going(plan, ground, report, actions, "back", before, concluding)
     try:
         failures = going.through()

@@ -5,69 +5,37 @@
 ``ledger.verify`` compares the two.
 """
 
-from __future__ import annotations
+# No annotations from __future__ here: Pydantic would compile each from its text, which takes a third of this import.
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 from pydantic import Field
 
+from pipeline.environment_state import Deployed, EnvironmentState, Running
 from pipeline.model import Decision, Instant, Noun, ObjectId, Record, Sha256, TicketRef
 
-STATE_SCHEMA = 4
+__all__ = [
+    "EVERY_SCRIPT",
+    "STATE_SCHEMA",
+    "Acceptance",
+    "Deployed",
+    "EnvironmentState",
+    "PatchState",
+    "ReleaseState",
+    "Running",
+    "SignOff",
+    "State",
+    "Ticket",
+    "apply",
+    "fold",
+]
+
+STATE_SCHEMA = 6
 """Raise it with every change of these models or of the fold: a state.json of an older schema is folded anew."""
 
 EVERY_SCRIPT = "*"
 """What ``migration-accepted`` names where a database was replaced: the scripts that it lacks count as not applied."""
-
-
-class Deployed(Noun):
-    """One release as it was installed on an environment. ``commit`` is the environment's commit in Git."""
-
-    release: str
-    content: Sha256
-    settings: Sha256 | None = None
-    deployment: str
-    purpose: str
-    record: str
-    at: Instant
-    by: str
-    commit: ObjectId | None = None
-    tickets: tuple[TicketRef, ...] = ()
-    checks: tuple[dict[str, Any], ...] = ()
-
-
-class Running(Noun):
-    """A deployment that was started and has no outcome yet: it runs, or it was interrupted and can be adopted."""
-
-    run: str
-    deployment: str
-    purpose: str
-    release: str
-    content: Sha256
-    settings: Sha256 | None = Field(None, description="the digest of the settings that its first attempt began with")
-    record: str
-    at: Instant
-    by: str
-    tickets: tuple[TicketRef, ...] = ()
-    partly: dict[str, str | None] = Field(
-        default_factory=dict,
-        description="where some hosts were left on the new release: the release that serves on each host, None for none",
-    )
-
-
-class EnvironmentState(Noun):
-    """What is installed on one environment now, and before (oldest first)."""
-
-    installed: Deployed | None = None
-    earlier: tuple[Deployed, ...] = ()
-    running: Running | None = None
-    failed: str | None = Field(None, description="the newest deployment, where it failed: its number and release")
-    quarantined: str | None = Field(None, description="the deployment whose way back failed")
-    left: tuple[str, ...] = Field((), description="releases that this environment was rolled back from")
-    applied: dict[str, str] = Field(
-        default_factory=dict, description="migrations that deployments here have applied, with their checksums"
-    )
 
 
 class ReleaseState(Noun):
@@ -287,6 +255,7 @@ def _deployment_started(state: State, record: Record) -> dict[str, Any]:
         by=record.actor.key,
         tickets=record.tickets,
         partly=before.partly if before is not None and before.run == record.run else {},
+        restoring=before.restoring if before is not None and before.run == record.run else (),
     )
     return {
         "deployments": max(state.deployments, int(running.deployment)),
@@ -328,7 +297,7 @@ def _deployment_finished(state: State, record: Record) -> dict[str, Any]:
     assert record.release is not None
     assert record.content is not None
     before = state.environment(record.environment)
-    update: dict[str, Any] = {"running": None, "applied": {**before.applied, **record.details.get("scripts", {})}}
+    update: dict[str, Any] = {"running": None, **_migrated(before, record)}
     if record.outcome == "ok":
         installed = _deployed(record)
         if before.installed is not None:
@@ -336,27 +305,17 @@ def _deployment_finished(state: State, record: Record) -> dict[str, Any]:
         update["installed"] = installed
         update["quarantined"] = None
         update["failed"] = None
-        update["left"] = _left(before, installed.release, installed.purpose)
+        update["left"] = before.left_after(installed.release, installed.purpose)
     else:
         update["failed"] = f"{record.details['deployment']} of {record.release}"
         if record.details.get("quarantined"):
             update["quarantined"] = record.details["deployment"]
+        update["restoring"] = record.details.get("restore_unfinished", before.restoring)
     changes: dict[str, Any] = {"environments": _with_environment(state, record.environment, **update)}
     if record.environment == "production" and record.outcome == "ok" and record.details["purpose"] == "rollback":
         assert before.installed is not None
         changes["sign_offs"] = _rolled_back_from(state, before.installed.release, to=record.release)
     return changes
-
-
-def _left(before: EnvironmentState, release: str, purpose: str) -> tuple[str, ...]:
-    """What this environment was rolled back from, once it holds ``release`` for this purpose."""
-    left = set(before.left)
-    if purpose != "rollback":
-        left.discard(release)
-    # A rollback that ends a quarantine leads to what is installed: nothing is left then.
-    elif before.installed is not None and before.installed.release != release:
-        left.add(before.installed.release)
-    return tuple(sorted(left))
 
 
 def _rolled_back_from(state: State, left: str, *, to: str) -> tuple[SignOff, ...]:
@@ -431,8 +390,7 @@ def _migration_accepted(state: State, record: Record) -> dict[str, Any]:
     if details["script"] == EVERY_SCRIPT:
         assert record.environment is not None
         missing = set(details["missing"])
-        applied = {s: c for s, c in state.environment(record.environment).applied.items() if s not in missing}
-        return {"environments": _with_environment(state, record.environment, applied=applied)}
+        return {"environments": _with_environment(state, record.environment, **_without(state, record, missing))}
     acceptance = Acceptance(
         script=details["script"],
         old=details["old"],
@@ -445,6 +403,49 @@ def _migration_accepted(state: State, record: Record) -> dict[str, Any]:
     return {"accepted": (*state.accepted, acceptance)}
 
 
+def _migrations_baselined(state: State, record: Record) -> dict[str, Any]:
+    """Scripts that count as applied there from now on, and were not run by us."""
+    assert record.environment is not None
+    before = state.environment(record.environment)
+    return {"environments": _with_environment(state, record.environment, **_migrated(before, record))}
+
+
+def _migration_repaired(state: State, record: Record) -> dict[str, Any]:
+    """What somebody found about a script that was begun and not finished: *resume* leaves it open."""
+    assert record.environment is not None
+    details = record.details
+    before = state.environment(record.environment)
+    changed: dict[str, Any] = {}
+    if details["what"] == "done":
+        changed = before.with_applied({details["script"]: details["checksum"]})
+    elif details["what"] == "reverted":
+        changed = _without(state, record, {details["script"]})
+    return {"environments": _with_environment(state, record.environment, **changed)}
+
+
+def _backup_restored(state: State, record: Record) -> dict[str, Any]:
+    assert record.environment is not None
+    update = state.environment(record.environment).with_restored(record)
+    return {"environments": _with_environment(state, record.environment, **update)}
+
+
+def _migrated(before: EnvironmentState, record: Record) -> dict[str, Any]:
+    """What a record of an outcome says of the environment's database."""
+    details = record.details
+    changed = before.with_applied(details.get("scripts", {}), details.get("covered", ()))
+    after = details.get("catalogue", {}).get("after")
+    return changed | ({"catalogue": after} if after else {})
+
+
+def _without(state: State, record: Record, scripts: Collection[str]) -> dict[str, Any]:
+    assert record.environment is not None
+    here = state.environment(record.environment)
+    return {
+        "applied": {script: checksum for script, checksum in here.applied.items() if script not in scripts},
+        "covered": tuple(script for script in here.covered if script not in scripts),
+    }
+
+
 def _lock_released(state: State, record: Record) -> dict[str, Any]:
     """``ends`` says what is let go: a ``lease`` (nothing here), a ``quarantine``, or a ``deployment`` that stays as it is."""
     assert record.environment is not None
@@ -452,10 +453,7 @@ def _lock_released(state: State, record: Record) -> dict[str, Any]:
     ends = record.details["ends"]
     if ends == "lease":
         return {}
-    update: dict[str, Any] = {
-        "quarantined": None,
-        "applied": {**before.applied, **record.details.get("scripts", {})},
-    }
+    update: dict[str, Any] = {"quarantined": None, "restoring": None, **_migrated(before, record)}
     if ends == "deployment":
         update["running"] = None
     changes: dict[str, Any] = {}
@@ -464,7 +462,7 @@ def _lock_released(state: State, record: Record) -> dict[str, Any]:
         # What is kept of an open deployment is what that deployment was for.
         purpose = before.running.purpose if ends == "deployment" and before.running is not None else installed.purpose
         update["failed"] = None
-        update["left"] = _left(before, installed.release, purpose)
+        update["left"] = before.left_after(installed.release, purpose)
         if before.installed is not None:
             update["earlier"] = (*before.earlier, before.installed)
             if record.environment == "production" and purpose == "rollback":
@@ -485,5 +483,8 @@ _CHANGES = {
     "sign-off-page-written": _sign_off_page_written,
     "sign-off-recorded": _sign_off_recorded,
     "migration-accepted": _migration_accepted,
+    "migrations-baselined": _migrations_baselined,
+    "migration-repaired": _migration_repaired,
+    "backup-restored": _backup_restored,
     "lock-released": _lock_released,
 }

@@ -16,6 +16,9 @@ from pipeline.errors import ConfigurationError, Reason
 from pipeline.model import Customer, Environment, Host, Noun, PlainPath, Script
 from pipeline.operations import Backup, Command, Http, Migrate, Operation, Probe, Render, Switch, Upload
 
+Phase = Literal["expand", "contract"]
+"""When a migration runs: before the switch to the new code, or after it."""
+
 Unproven = Literal["irreversible", "unknown"]
 """Why the old code may not run on the schema after a migration: the playbook says so, or nothing says that it may."""
 
@@ -24,7 +27,8 @@ class Target(Noun):
     """What a plan is made for: one release on one environment, with the migrations that its database has not had.
 
     ``ran`` are those that earlier attempts of the same run have applied; ``unproven`` are those of both after which the
-    old code is not known to run.
+    old code is not known to run, ``half_unproven`` those after a part of which it is not. ``switched``: the step that is
+    asked comes after the switch.
     """
 
     customer: Customer
@@ -33,13 +37,20 @@ class Target(Noun):
     version: str
     installed: str | None
     pending: tuple[Script, ...] = ()
-    ran: tuple[str, ...] = ()
+    ran: tuple[Script, ...] = ()
     unproven: dict[str, Unproven] = Field(default_factory=dict)
+    half_unproven: tuple[str, ...] = ()
+    switched: bool = False
 
     def after(self, operation: Migrate) -> Target:
         """The target once these scripts are applied: a script that two steps match runs with the first of them."""
         left = tuple(script for script in self.pending if script.id not in operation.scripts)
         return self.model_copy(update={"pending": left})
+
+    def past(self, steps: Iterable[AnyStep]) -> Target:
+        """The target for what follows these steps."""
+        switched = self.switched or any(step.kind == "switch" for step in steps)
+        return self if switched == self.switched else self.model_copy(update={"switched": switched})
 
     def words(self, host: Host) -> dict[str, Any]:
         """What ``{{ … }}`` in a playbook and in templates may name, secrets apart."""
@@ -123,18 +134,35 @@ class Step(Noun):
 
 
 class BackupStep(Step):
-    """``backup``: the database, before anything changes."""
+    """``backup``: the database, before anything changes; with ``shared`` what lies in ``shared/`` on each host as well."""
 
     kind: Literal["backup"] = "backup"
+    database: bool = True
+    shared: bool = False
+    proof: Literal["archive", "restore"] | None = None
+
+    @model_validator(mode="after")
+    def _of_something(self) -> BackupStep:
+        if not self.database and not self.shared:
+            raise ValueError("a backup is of the database, of shared/, or of both")
+        if self.proof is not None and not self.database:
+            raise ValueError("proof: is of the database's backup; that of shared/ is always compared file by file")
+        return self
 
     def once(self) -> bool:
-        return True
+        return not self.shared
 
     def operation(self, target: Target, host: Host) -> Operation | None:
-        return Backup() if target.environment.database else None
+        first = host.name == target.environment.hosts[0].name
+        database = self.database and first and target.environment.database is not None
+        if not database and not self.shared:
+            return None
+        return Backup(database=database, shared=self.shared, proof=self.proof if database else None)
 
     def title(self, target: Target, operation: Any) -> str:
-        return "back up the database and read the backup back"
+        what = " and ".join(["the database"] * operation.database + ["shared/"] * operation.shared)
+        trial = ", restored on trial" if operation.proof == "restore" else ""
+        return f"back up {what} and read the backup back{trial}"
 
 
 class UploadStep(Step):
@@ -178,19 +206,32 @@ class ConfigureStep(Step):
 
 
 class MigrateStep(Step):
-    """``migrate``: pending migrations whose file name matches ``only`` and not ``except``."""
+    """``migrate``: pending migrations whose file name matches ``only`` and not ``except``.
+
+    A script that says of itself that it is of the phase *contract* is never applied before the switch, one of *expand*
+    never after it. A step of the phase *contract* applies only what says so of itself. The full schema of a new database
+    is applied by the first step, whatever its name is.
+    """
 
     kind: Literal["migrate"] = "migrate"
     only: str = "*"
     except_: str | None = Field(None, alias="except")
+    phase: Phase | None = None
 
     def once(self) -> bool:
         return True
 
-    def operation(self, target: Target, host: Host) -> Operation | None:
-        from pipeline.migrations import select
+    def takes(self, script: Script, *, switched: bool) -> bool:
+        """Whether this step, before or after the switch, applies this script."""
+        from pipeline.migrations import named
 
-        scripts = tuple(script.id for script in select(target.pending, self.only, self.except_))
+        now = "contract" if switched else "expand"
+        if script.phase != now and (script.phase is not None or self.phase == "contract"):
+            return False
+        return script.kind == "initial" or named(script.id, self.only, self.except_)
+
+    def operation(self, target: Target, host: Host) -> Operation | None:
+        scripts = tuple(script.id for script in target.pending if self.takes(script, switched=target.switched))
         return Migrate(scripts=scripts) if scripts else None
 
     def title(self, target: Target, operation: Any) -> str:

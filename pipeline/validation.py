@@ -6,8 +6,10 @@ Validation is strict as for JSON: ``port: '22'`` and ``port: true`` are errors, 
 from __future__ import annotations
 
 import json
+import sys
 import types
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +18,12 @@ from pipeline.errors import Reason
 from pipeline.model import Key, SecretReference, SigningKey
 from pipeline.strict_yaml import Place, Source, quoted, shorten
 from pipeline.suggest import did_you_mean, nearest
+
+# What a file means is for the models to say, not for a plugin of Pydantic's that happens to be installed; and to look for
+# one, Pydantic reads the metadata of every installed package when it builds the first model, by way of ``email``.
+_no_plugins: Any = ModuleType("pydantic.plugin._loader")
+_no_plugins.get_plugins = tuple
+sys.modules.setdefault(_no_plugins.__name__, _no_plugins)
 
 Model = TypeVar("Model", bound=BaseModel)
 

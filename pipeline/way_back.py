@@ -5,9 +5,9 @@ The runner performs them; a way back that fails quarantines the environment.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from pipeline.operations import Command, Http, Probe, Render, Switch
+from pipeline.operations import Backup, Command, Http, Probe, Render, Restore, Switch
 from pipeline.playbook import Action, Plan
 
 
@@ -18,13 +18,16 @@ def way_back(
     *,
     failed: Collection[int] = (),
     leave: Collection[str] = (),
+    backups: Collection[tuple[int, str]] = (),
 ) -> tuple[Action, ...]:
     """The actions that bring the old release back on every host that ``done`` has touched, in the order to do them.
 
     ``done`` holds the failed actions as well, whose numbers are in ``failed``: each may have done part of its work.
     ``before`` is the plan of the release that was installed, made from the playbook frozen with it (None when nothing
     was). ``leave`` names hosts that keep the new release, see :func:`finished`. The wave that failed goes first, then the
-    finished ones backwards; hosts of one wave go back at the same time.
+    finished ones backwards; hosts of one wave go back at the same time. ``backups`` are those that are restored, each by
+    the number of the plan's action that made it and of what it is (*database*, *shared*): when every host has stopped, and
+    before any host's code goes back.
 
     On each host: out of the load balancer, where it was back in it; then what the new release started or ran is undone,
     while ``current`` still is the new release; then the code: switch, then the earlier files of ``shared/``; then the old
@@ -33,13 +36,27 @@ def way_back(
     told that it is on the way back.
     """
     back: list[Action] = []
+
+    def then(actions: Iterable[Action]) -> None:
+        back.extend(action.model_copy(update={"wave": wave}) for action in actions)
+
+    def of(host: str) -> list[Action]:
+        return [action for action in done if action.host == host]
+
+    restored = [one for action in plan.actions if (one := _restore(action, backups)) is not None]
+    wave = 1
+    if restored:
+        for host in dict.fromkeys(action.host for action in done):
+            then(_undone(plan, host, of(host), before, failed, restoring=True))
+        wave = back[-1].wave + 1 if back else 1
+        then(restored)
     for hosts in _backwards(done):
         wave = back[-1].wave + 1 if back else 1
         for host in hosts:
             if host not in leave:
-                mine = [action for action in done if action.host == host]
-                actions = _host_back(plan, host, mine, before, failed)
-                back += [action.model_copy(update={"wave": wave}) for action in actions]
+                if not restored:
+                    then(_undone(plan, host, of(host), before, failed))
+                then(_as_before(plan, host, of(host), before))
     return tuple(
         action.model_copy(update={"number": number, "undo": None}) for number, action in enumerate(back, start=1)
     )
@@ -71,24 +88,48 @@ def _backwards(done: Sequence[Action]) -> Iterator[list[str]]:
         yield [host for host in last if last[host] == wave]
 
 
-def _host_back(
-    plan: Plan, host: str, mine: Sequence[Action], before: Plan | None, failed: Collection[int]
+def _restore(action: Action, backups: Collection[tuple[int, str]]) -> Action | None:
+    """Puts back what this action has backed up, as far as it is among ``backups``."""
+    database, shared = (action.number, "database") in backups, (action.number, "shared") in backups
+    if not isinstance(action.what, Backup) or not (database or shared):
+        return None
+    what = Restore(step=action.number, database=database, shared=shared)
+    named = " and ".join(["the database"] * what.database + ["shared/"] * what.shared)
+    title = f"restore {named} from the backup made in step {action.number}"
+    return action.model_copy(update={"title": title, "what": what, "rolling": False})
+
+
+def _undone(
+    plan: Plan,
+    host: str,
+    mine: Sequence[Action],
+    before: Plan | None,
+    failed: Collection[int],
+    *,
+    restoring: bool = False,
 ) -> Iterator[Action]:
+    """What is undone while ``current`` still is the new release; ``restoring``: nobody may write any more afterwards."""
+    traffic = [action for action in mine if _traffic(action)]
+    there = [action for action in before.actions if action.host == host] if before is not None else []
+    # An undrain that failed left the host out, and what would drain it is what does not work: the code goes first.
+    if before is not None and traffic and _traffic(traffic[-1]) == "undrain" and traffic[-1].number not in failed:
+        yield from (action for action in plan.actions if action.host == host and _traffic(action) == "drain")
+    if restoring or (before is not None and not any(_serves(action) == "restart" for action in there)):
+        yield from _stopped(mine)
+    for action in reversed(mine):
+        taken_back_below = before is not None and (_serves(action) or _traffic(action))
+        if isinstance(action.what, Command) and action.what.undo and not taken_back_below:
+            yield _undo(action)
+
+
+def _as_before(plan: Plan, host: str, mine: Sequence[Action], before: Plan | None) -> Iterator[Action]:
+    """The old code, its configuration, its application; then its checks, and the load balancer."""
     serving = [action for action in mine if _serves(action)]
     switched = [action for action in mine if isinstance(action.what, Switch)]
     rendered = [action for action in mine if isinstance(action.what, Render)]
     traffic = [action for action in mine if _traffic(action)]
     there = [action for action in before.actions if action.host == host] if before is not None else []
     old = [action.model_copy(update={"old": True}) for action in there]
-    # An undrain that failed left the host out, and what would drain it is what does not work: the code goes first.
-    if before is not None and traffic and _traffic(traffic[-1]) == "undrain" and traffic[-1].number not in failed:
-        yield from (action for action in plan.actions if action.host == host and _traffic(action) == "drain")
-    if before is not None and not any(_serves(action) == "restart" for action in there):
-        yield from _stopped(mine)
-    for action in reversed(mine):
-        taken_back_below = before is not None and (_serves(action) or _traffic(action))
-        if isinstance(action.what, Command) and action.what.undo and not taken_back_below:
-            yield _undo(action)
     yield from (
         action.model_copy(update={"title": f"switch back to {plan.installed or 'nothing'}"}) for action in switched
     )

@@ -5,18 +5,18 @@ Heavy libraries are imported when an adapter is picked, so that what speaks to n
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from pipeline.databases import Database
 from pipeline.errors import ConfigurationError, Reason
 from pipeline.host import Host as TargetHost
 from pipeline.model import Customer, Environment, Host, WorkspaceSettings
+from pipeline.shared_backup import SharedBackups
 from pipeline.trackers.ledger import LedgerTracker
 from pipeline.transports import Transport
+from pipeline.transports.lean import lean_imports
 
 
 def transport_for(
@@ -41,7 +41,7 @@ def transport_for(
                 reasons=[Reason("become: is for hosts over ssh", environment.key)],
             )
         return LocalTransport(name=host.name)
-    with _without_mocks():
+    with lean_imports():
         from pipeline.transports.ssh import SshTransport
 
     return SshTransport(
@@ -51,24 +51,6 @@ def transport_for(
         hint=settings.hint_unreachable,
         **({"secret": resolve} if resolve else {}),
     )
-
-
-@contextmanager
-def _without_mocks() -> Iterator[None]:
-    """While Paramiko and Fabric are imported: Invoke, which they import, names a class of ``unittest.mock`` for tests.
-
-    With it come asyncio and ssl, a fifth of the whole import, of which nothing is used.
-    """
-    if "unittest.mock" in sys.modules:
-        yield
-        return
-    stand_in = ModuleType("unittest.mock")
-    stand_in.Mock = object  # type: ignore[attr-defined]
-    sys.modules["unittest.mock"] = stand_in
-    try:
-        yield
-    finally:
-        del sys.modules["unittest.mock"]
 
 
 def host_for(
@@ -84,9 +66,16 @@ def host_for(
 
 
 def database_for(
-    environment: Environment, customer: Customer, host: TargetHost, resolve: Callable[[str], str]
+    environment: Environment,
+    customer: Customer,
+    host: TargetHost,
+    resolve: Callable[[str], str],
+    workspace: Path = Path(),
 ) -> Database:
-    """The environment's database as seen from ``host``; ConfigurationError where it has none or too little is said."""
+    """The environment's database as seen from ``host``; ConfigurationError where it has none or too little is said.
+
+    ``resolve`` looks up the password and the passphrase of its backups; ``workspace`` is where ``tls_ca`` starts from.
+    """
     place = f"environments/{customer.key}/{environment.key}.yaml"
     database = environment.database
     if database is None:
@@ -95,22 +84,56 @@ def database_for(
             reasons=[Reason("database: is missing", place)],
         )
     backups = f"{host.folder}/backups"
+    named: dict[str, Any] = {"backups": backups, "customer": customer.key, "environment": environment.key}
+    if database.backup.encrypt is not None:
+        named["passphrase"] = resolve(database.backup.encrypt)
     if database.engine == "sqlite":
-        from pipeline.databases.sqlite import SqliteDatabase
+        from pipeline.databases.sqlite.database import SqliteDatabase
 
         if not database.path:
             raise ConfigurationError("a SQLite database needs path:", reasons=[Reason("path is missing", place)])
         path = database.path if database.path.startswith("/") else f"{host.folder}/{database.path}"
-        return SqliteDatabase(host.transport, path, backups=backups, customer=customer.key, environment=environment.key)
-    from pipeline.databases.postgresql import PostgresqlDatabase
-
+        named |= {"lock_timeout": database.lock_timeout, "proof": database.backup.proof}
+        return SqliteDatabase(host.transport, path, **named)
     if not database.name or not database.user:
         raise ConfigurationError(
-            "a PostgreSQL database needs name: and user:", reasons=[Reason("name or user is missing", place)]
+            f"a database of {database.engine} needs name: and user:",
+            reasons=[Reason("name or user is missing", place)],
         )
+    if database.tls_ca is not None:
+        certificates = workspace / database.tls_ca
+        if not certificates.is_file():
+            raise ConfigurationError(
+                f"the certificates for the database of {environment.key} of {customer.key} are missing",
+                reasons=[Reason(f"tls_ca: there is no file {database.tls_ca}", place)],
+            )
+        database = database.model_copy(update={"tls_ca": str(certificates)})
     password = resolve(database.password) if database.password else None
-    return PostgresqlDatabase(
-        host.transport, database, password, backups=backups, customer=customer.key, environment=environment.key
+    if database.engine == "postgresql":
+        from pipeline.databases.postgresql.database import PostgresqlDatabase
+
+        return PostgresqlDatabase(host.transport, database, password, **named)
+    from pipeline.databases.mysql.database import MysqlDatabase
+
+    return MysqlDatabase(host.transport, database, password, **named)
+
+
+def shared_backups_for(
+    environment: Environment, customer: Customer, host: TargetHost, resolve: Callable[[str], str]
+) -> SharedBackups:
+    """The backups of ``shared/`` on ``host``: sealed with the passphrase of the database's backups, where there is one."""
+    from pipeline.shared_backup import SharedFolder
+
+    database = environment.database
+    encrypt = database.backup.encrypt if database is not None else None
+    path = database.path if database is not None and database.engine == "sqlite" else None
+    return SharedFolder(
+        host.transport,
+        host.folder,
+        customer=customer.key,
+        environment=environment.key,
+        passphrase=resolve(encrypt) if encrypt else None,
+        sqlite=path if path is None or path.startswith("/") else f"{host.folder}/{path}",
     )
 
 

@@ -35,6 +35,7 @@ NEEDED: dict[str, Callable[[], bool]] = {
     "openssh-server": lambda: has_program("sshd"),
     "openssh-client": lambda: has_program("ssh") and has_program("ssh-keygen"),
     "postgresql": has_postgresql,
+    "mariadb-server": lambda: has_program("mariadbd") and has_program("mariadb-dump", "mysqldump"),
     "chromium": lambda: has_program("chromium", "chromium-browser", "google-chrome"),
     "busybox": lambda: has_program("busybox"),
     "sudo": lambda: has_program("sudo"),

@@ -40,6 +40,11 @@ ADDITIVE = [
     '-- ünïcode\r\nCREATE TABLE "Größe" (a int);\r\nINSERT INTO "Größe" VALUES (1);',
 ]
 
+ADDITIVE += [
+    "BEGIN;\n" + NEW + "\nCOMMIT;",
+    "START TRANSACTION; CREATE TABLE new (a int); COMMIT WORK",
+]
+
 UNPROVEN = [
     "DROP TABLE old",
     NEW + "\nDROP TABLE old;",
@@ -114,6 +119,61 @@ UNPROVEN = [
     "CREATE TABLE new (a int));",
     "CREATE TABLE new (a int; DROP TABLE old;)",
     "\\! rm -rf /",
+    # MySQL and MariaDB run what such a comment holds.
+    "/*! DROP TABLE old */",
+    "/*!50003 DROP TABLE old */;",
+    "/*M! DROP TABLE old */",
+    "/*M!100100 DROP TABLE old */",
+    "ALTER TABLE old ADD UNIQUE text (name)",
+    "ALTER TABLE old ADD INDEX text (name)",
+    "BEGIN; CREATE TABLE new (a int); ROLLBACK",
+    "COMMIT PREPARED 'x'",
+    "COMMIT AND CHAIN",
+]
+
+MARIADB = [
+    """CREATE TABLE `new` (`id` int(10) unsigned NOT NULL AUTO_INCREMENT, `name` varchar(20) COLLATE utf8mb4_bin DEFAULT NULL
+    COMMENT 'it''s', PRIMARY KEY (`id`), KEY `by_name` (`name`)) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COMMENT='x';
+    INSERT INTO `new` (`name`) VALUES ('a');""",
+    "ALTER TABLE `old` ADD COLUMN `a` mediumint unsigned zerofill NOT NULL DEFAULT 0 COMMENT 'a', ADD INDEX `i` (`a`)",
+    "ALTER TABLE old ADD a datetime(6) NOT NULL DEFAULT current_timestamp(6) ON UPDATE current_timestamp(6)",
+    "ALTER TABLE old ADD a varchar(10) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin, ADD KEY (a), ADD b longtext",
+    "ALTER TABLE old ADD IF NOT EXISTS a enum('x', 'y') DEFAULT 'x'",
+    "CREATE INDEX i ON old (name(10), b DESC)",
+    "CREATE INDEX IF NOT EXISTS `i` ON `shop`.`old` (`name`)",
+    "-- a comment\n--\n--\tand one\nCREATE TABLE new (a int)",
+]
+
+NOT_ON_MARIADB = [
+    "DROP TABLE `old`",
+    "ALTER TABLE `old` ADD COLUMN `a` int NOT NULL",
+    "ALTER TABLE old ADD a int AFTER b",
+    "ALTER TABLE old ADD a int FIRST",
+    "ALTER TABLE old ADD a int AUTO_INCREMENT",
+    "ALTER TABLE old ADD a serial",
+    "ALTER TABLE old ADD UNIQUE KEY u (name)",
+    "ALTER TABLE old ADD UNIQUE text (name)",
+    "ALTER TABLE old ADD FULLTEXT text (name)",
+    "ALTER TABLE old ADD PRIMARY KEY (id)",
+    "ALTER TABLE old ADD INDEX i (name), DROP INDEX j",
+    "ALTER TABLE old ADD INDEX i ((lower(name)))",
+    "ALTER TABLE old MODIFY a bigint",
+    "ALTER TABLE old CHANGE a b int",
+    "CREATE INDEX i ON old (lower(name))",
+    "CREATE INDEX i ON old (lower(lower))",
+    "CREATE UNIQUE INDEX i ON old (name)",
+    "CREATE TABLE new (a int) ENGINE=MERGE UNION=(old) INSERT_METHOD=LAST",
+    "CREATE TABLE new (a int) ENGINE=FEDERATED CONNECTION='mysql://elsewhere/old'",
+    "CREATE TABLE new (a int) SELECT 1",
+    "CREATE OR REPLACE TABLE old (a int)",
+    'CREATE TABLE new (a text DEFAULT "x"); DROP TABLE old; -- ")',
+    "SELECT 1 --1\n; DROP TABLE old",
+    "CREATE TABLE new (a int) --DROP\n",
+    "# a comment\nCREATE TABLE new (a int)",
+    "/*! DROP TABLE old */",
+    "/*M! DROP TABLE old */",
+    "LOCK TABLES old WRITE",
+    "DELIMITER //\nCREATE TABLE new (a int)//",
 ]
 
 
@@ -128,11 +188,32 @@ def test_it_is_not_proven(sql: str) -> None:
     assert not is_additive(f"CREATE TABLE fresh (a int);\n{sql}")
 
 
+@pytest.mark.parametrize("sql", MARIADB)
+def test_it_only_adds_as_mariadb_reads_it(sql: str) -> None:
+    assert is_additive(sql, "mariadb")
+    assert is_additive(sql, "mysql")
+
+
+@pytest.mark.parametrize("sql", NOT_ON_MARIADB)
+def test_it_is_not_proven_as_mariadb_reads_it(sql: str) -> None:
+    assert not is_additive(sql, "mariadb")
+    assert not is_additive(f"CREATE TABLE fresh (a int);\n{sql}", "mysql")
+
+
+def test_what_is_a_name_here_and_a_string_there_needs_the_engine() -> None:
+    assert not is_additive("CREATE TABLE `new` (a int)")
+    assert not is_additive("CREATE TABLE `new` (a int)", "postgresql")
+    assert is_additive('CREATE TABLE "new" (a int)', "postgresql")
+    assert not is_additive('CREATE TABLE "new" (a int)', "mariadb")
+
+
 @given(st.text(alphabet="CREATE TABLE old(;)'\"$\\/*-\r\n1,.", max_size=60))
 def test_any_text_has_an_answer(text: str) -> None:
     assert is_additive(text) in {True, False}
+    assert is_additive(text, "mariadb") in {True, False}
 
 
-@given(st.lists(st.sampled_from(" ".join(ADDITIVE + UNPROVEN).split()), max_size=25))
+@given(st.lists(st.sampled_from(" ".join(ADDITIVE + UNPROVEN + MARIADB + NOT_ON_MARIADB).split()), max_size=25))
 def test_any_words_have_an_answer(words: list[str]) -> None:
     assert is_additive(" ".join(words)) in {True, False}
+    assert is_additive(" ".join(words), "mariadb") in {True, False}

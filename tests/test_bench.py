@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import report, timing, tree
+from bench import report, sql, timing, tree
 from bench.run import COMMAND, DEPLOYMENT, RSYNC, Choice, Measured
 from bench.timing import Sample, Spread
 from pipeline.errors import Failed
@@ -148,3 +148,27 @@ def test_the_bench_runs_and_prints_its_tables(tmp_path: Path) -> None:
     assert "| patch, 1 host | deployment |" in done.stdout
     assert "floor: on the host" in done.stdout
     assert not (tmp_path / "work").exists()
+
+
+def test_the_table_of_migrations_compares_round_by_round_and_says_who_was_left_out(tmp_path: Path) -> None:
+    rows = sql.Rows(left_out=["yoyo is not installed and was left out"], far=[1.25])
+    for who, walls in {sql.OURS: (2.0, 3.0), sql.DBMATE: (1.0, 3.0), sql.RAW: (0.5, 1.0)}.items():
+        rows.samples["sqlite, 3 scripts, migrate"][who] = [Sample(wall, 0.1, 1) for wall in walls]
+    rows.samples["sqlite, 3 scripts, nothing to do"][sql.OURS] = [Sample(1.0, 0.1, 1)]
+    table = sql.text(rows, 2)
+    assert "| sqlite, 3 scripts, migrate | 1.50 (1.00–2.00) × dbmate | ≤ 1.5 | reached |" in table
+    assert "| sqlite, 3 scripts, migrate | 3.50 (3.00–4.00) × raw: one client | ≤ 2 | **not reached** |" in table
+    assert "nothing to do | 1.00 | – | – | – | – |" in table
+    assert "1.25 round trips a script" in table and "yoyo is not installed and was left out." in table
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{sql.BEGIN}\nold\n{sql.END}\nafter\n")
+    sql.write(table, page)
+    assert page.read_text() == f"before\n{sql.BEGIN}\n{table}{sql.END}\nafter\n"
+
+
+def test_every_tool_reads_the_same_scripts(tmp_path: Path) -> None:
+    sql.write_scripts(tmp_path / "scripts", 3)
+    names = sorted(path.name for path in (tmp_path / "scripts").glob("*.sql"))
+    assert len(names) == 3 and names == sorted(path.name for path in (tmp_path / "scripts" / "deploy").iterdir())
+    planned = (tmp_path / "scripts" / "sqitch.plan").read_text().splitlines()[3:]
+    assert [line.split()[0] + ".sql" for line in planned] == names

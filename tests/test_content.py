@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import rfc8785
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,6 +160,24 @@ def test_the_order_of_keys_does_not_count(value: dict[str, object]) -> None:
 def test_what_has_no_canonical_form_is_refused(value: object) -> None:
     with pytest.raises(Refused):
         canonical(value)
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(-1e30, 1e30) | _TEXTS,
+        lambda inner: st.lists(inner) | st.dictionaries(_TEXTS, inner),
+    )
+)
+def test_the_quick_way_gives_the_bytes_of_rfc_8785(value: object) -> None:
+    assert canonical(value) == rfc8785.dumps(value)  # type: ignore[arg-type]
+
+
+def test_keys_are_sorted_by_utf_16_also_where_python_would_not() -> None:
+    assert canonical({"\uffff": 1, "\U00010000": 2}) == '{"\U00010000":2,"\uffff":1}'.encode()
 
 
 def test_tuples_and_lists_are_one() -> None:

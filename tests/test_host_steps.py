@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.host import Host
 from pipeline.job import JobStep
 from pipeline.transports import Transport
+from pipeline.transports.local import LocalTransport
 from tests.jobs import FILES, command, do, installed, outcomes, put, render, snapshot, switch
 from tests.nouns import sha
 from tests.test_host import on_both, transport
@@ -235,3 +237,36 @@ def test_a_release_that_will_not_go_is_no_failure(host: Host, folder: Path) -> N
     told = do(host, run="run-3", fence=3, finish="ok", clean=("3.0+1", "2.0+1"))
     assert told.ended
     assert sorted(os.listdir(folder / "releases")) == ["1.0+1", "3.0+1"]
+
+
+def shimmed(folder: Path, place: Path, **programs: str) -> Host:
+    """A host on which these programs (their shell text) stand before the others."""
+    place.mkdir()
+    for name, text in programs.items():
+        (place / name).write_text(f"#!/bin/sh\n{text}\n")
+        (place / name).chmod(0o755)
+    return Host(LocalTransport(environment={"PATH": f"{place}:{os.environ['PATH']}"}), "app1", str(folder))
+
+
+def test_the_way_back_takes_the_room_that_was_kept_for_it(folder: Path, tmp_path: Path) -> None:
+    host = Host(LocalTransport(), "app1", str(folder))
+    installed(host, "2.4.0+1")
+    put(host, "2.5.0+1", FILES, fence=2)
+    do(host, switch("2.5.0+1"), run="run-2", fence=2)
+    # No inode is free but those of the reserve: neither a link nor a file can be made.
+    full = f'[ ! -e "{folder}/.tma-reserve" ] || {{ echo "No space left on device" >&2; exit 1; }}\n'
+    programs = {name: f'{full}exec {shutil.which(name)} "$@"' for name in ("ln", "dd")}
+    crowded = shimmed(folder, tmp_path / "shims", **programs)
+    assert outcomes(do(crowded, switch("2.4.0+1"), run="run-3", fence=3)) == {2: "failed 1"}
+    assert os.readlink(folder / "current") == "releases/2.5.0+1"
+    assert (folder / ".tma-reserve/room").stat().st_size == 131072
+    assert outcomes(do(crowded, switch("2.4.0+1"), run="run-3", fence=3, direction="back")) == {2: "ok"}
+    assert os.readlink(folder / "current") == "releases/2.4.0+1"
+
+
+def test_a_reserve_that_was_left_half_made_is_made_anew(host: Host, folder: Path) -> None:
+    installed(host, "2.4.0+1")
+    for name in ("room", "7"):
+        (folder / ".tma-reserve" / name).unlink()
+    do(host, command("true"), run="run-2", fence=2)
+    assert len(list((folder / ".tma-reserve").iterdir())) == 17

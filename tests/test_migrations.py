@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from pipeline.content import script_checksum
-from pipeline.errors import Failed, Refused
-from pipeline.migrations import Comparison, compare, scripts_of, select
-from pipeline.model import Applied, Manifest, Script, TreeFile
+from pipeline.errors import Refused
+from pipeline.migrations import Comparison, compare, named, select
+from pipeline.model import Applied, Script
 
 AT = datetime(2026, 11, 22, 20, 0, tzinfo=UTC)
 
@@ -19,71 +20,13 @@ def oid(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()
 
 
-def release(files: dict[str, bytes], mode: str = "100644") -> tuple[Manifest, dict[str, bytes]]:
-    entries = [
-        TreeFile.model_validate(
-            {
-                "path": path,
-                "mode": mode,
-                "blob": oid(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "size": len(data),
-            }
-        )
-        for path, data in files.items()
-    ]
-    return Manifest(tree="0" * 40, files=tuple(entries)), {oid(data): data for data in files.values()}
+def script(name: str, text: str = "", **more: Any) -> Script:
+    return Script(id=name, checksum=script_checksum(text.encode()), blob=oid(text.encode()), **more)
 
 
-def script(name: str, text: str = "") -> Script:
-    return Script(id=name, checksum=script_checksum(text.encode()), blob=oid(text.encode()))
-
-
-def row(name: str, text: str = "", algorithm: str = "sha256-bom-eol") -> Applied:
+def row(name: str, text: str = "", algorithm: str = "sha256-bom-eol", **more: Any) -> Applied:
     checksum = script_checksum(text.encode())
-    return Applied(script=name, checksum=checksum, algorithm=algorithm, fence=1, run="r", release="1+1", at=AT)
-
-
-@pytest.mark.parametrize(
-    ("folder", "pattern", "expected"),
-    [
-        ("sql/migrations", "*.sql", ["01_a.sql", "02_b.sql", "more/03_c.sql"]),
-        ("sql/migrations/", "0[12]_*.sql", ["01_a.sql", "02_b.sql"]),
-        ("sql", "*.sql", ["migrations/01_a.sql", "migrations/02_b.sql", "migrations/more/03_c.sql", "schema.sql"]),
-        (".", "0*.sql", ["sql/migrations/01_a.sql", "sql/migrations/02_b.sql", "sql/migrations/more/03_c.sql"]),
-        ("sql/mig", "*.sql", []),
-        ("sql/migrations", "*.SQL", ["UPPER.SQL"]),
-    ],
-)
-def test_scripts_below_the_folder_by_name(folder: str, pattern: str, expected: list[str]) -> None:
-    manifest, blobs = release(
-        {
-            "sql/migrations/02_b.sql": b"b",
-            "sql/migrations/01_a.sql": b"a",
-            "sql/migrations/more/03_c.sql": b"c",
-            "sql/migrations/UPPER.SQL": b"u",
-            "sql/migrations/__init__.py": b"",
-            "sql/schema.sql": b"s",
-        }
-    )
-    found = scripts_of(manifest, folder, pattern, blobs.get)
-    assert [one.id for one in found] == expected
-
-
-def test_a_script_carries_its_blob_and_a_normalised_checksum() -> None:
-    manifest, blobs = release({"m/a.sql": b"\xef\xbb\xbfSELECT 1;\r\nSELECT 2;\r"})
-    (found,) = scripts_of(manifest, "m", "*.sql", blobs.get)
-    assert found.checksum == hashlib.sha256(b"SELECT 1;\nSELECT 2;\n").hexdigest()
-    assert found.blob == manifest.files[0].blob
-
-
-def test_a_link_is_refused_and_a_missing_blob_fails() -> None:
-    manifest, blobs = release({"m/a.sql": b"../elsewhere.sql"}, mode="120000")
-    with pytest.raises(Refused, match="symbolic link"):
-        scripts_of(manifest, "m", "*.sql", blobs.get)
-    manifest, _ = release({"m/a.sql": b"SELECT 1"})
-    with pytest.raises(Failed, match="missing"):
-        scripts_of(manifest, "m", "*.sql", {}.get)
+    return Applied(script=name, checksum=checksum, algorithm=algorithm, fence=1, run="r", release="1+1", at=AT, **more)
 
 
 A, B, B2, C = script("a", "1"), script("b", "2"), script("b", "edited"), script("c", "3")
@@ -133,6 +76,79 @@ def test_a_checksum_of_a_newer_version_is_refused() -> None:
         compare([A], [row("a", "1", algorithm="sha3-new")])
 
 
+FULL = script("schema.sql", "all", kind="initial")
+VIEWS, OTHER_VIEWS = script("R__views.sql", "v1", kind="repeatable"), script("R__views.sql", "v2", kind="repeatable")
+
+
+@pytest.mark.parametrize(
+    ("history", "empty", "pending", "covers", "blocked"),
+    [
+        # A new database has the full schema instead of what it covers; what comes after it still runs.
+        ([], True, ["schema.sql", "c", "R__views.sql"], ["a", "b"], []),
+        # A table that nobody knows of, or any history: not a new one.
+        ([], False, ["a", "b", "c", "R__views.sql"], [], []),
+        ([row("a", "1")], True, ["b", "c", "R__views.sql"], [], []),
+        ([row("x", "?", state="baseline")], True, ["a", "b", "c", "R__views.sql"], [], []),
+        # Once it is there, it never runs again, whatever becomes of its text.
+        (
+            [row("schema.sql", "older"), row("a", "1", state="baseline"), row("b", "2", state="baseline")],
+            False,
+            ["c", "R__views.sql"],
+            [],
+            [],
+        ),
+        # Begun and not finished: it is what goes on.
+        (
+            [row("schema.sql", "all", state="running")],
+            True,
+            ["schema.sql", "c", "R__views.sql"],
+            ["a", "b"],
+            ["schema.sql"],
+        ),
+        (
+            [row("schema.sql", "all", state="running")],
+            False,
+            ["schema.sql", "c", "R__views.sql"],
+            ["a", "b"],
+            ["schema.sql"],
+        ),
+        # Repeatable: when it is new, changed, or was begun; never an edit, and after everything else.
+        ([row("a", "1"), row("b", "2"), row("c", "3"), row("R__views.sql", "v1")], False, [], [], []),
+        ([row("a", "1"), row("b", "2"), row("R__views.sql", "v0")], False, ["c", "R__views.sql"], [], []),
+        (
+            [row("a", "1"), row("b", "2"), row("c", "3"), row("R__views.sql", "v1", state="running")],
+            False,
+            ["R__views.sql"],
+            [],
+            ["R__views.sql"],
+        ),
+        # A blocked script is still to be finished; one that this release does not hold blocks as well.
+        ([row("a", "1", state="running")], False, ["a", "b", "c", "R__views.sql"], [], ["a"]),
+        ([row("z", "1", state="running")], False, ["a", "b", "c", "R__views.sql"], [], ["z"]),
+    ],
+)
+def test_the_full_schema_and_what_repeats(
+    history: list[Applied], empty: bool, pending: list[str], covers: list[str], blocked: list[str]
+) -> None:
+    found = compare([A, B, FULL, VIEWS, C], history, empty=empty)
+    assert [one.id for one in found.pending] == pending
+    assert [one.id for one in found.covers] == covers
+    assert [one.script for one in found.blocked] == blocked
+    assert not found.edited
+
+
+def test_a_changed_repeatable_and_a_changed_schema_are_no_edits() -> None:
+    rows = [row("R__views.sql", "v1"), row("schema.sql", "older")]
+    found = compare([FULL, OTHER_VIEWS], rows)
+    assert (found.edited, found.accepted, found.ahead) == ((), (), ())
+    assert found.pending == (OTHER_VIEWS,)
+
+
+def test_an_edit_of_a_script_that_was_begun_is_an_edit() -> None:
+    found = compare([B2], [row("b", "2", state="running")])
+    assert [edit.key for edit in found.edited] == [EDIT]
+
+
 @pytest.mark.parametrize(
     ("only", "except_", "expected"),
     [
@@ -151,7 +167,17 @@ def test_selection_by_base_name(only: str | None, except_: str | None, expected:
     assert [one.id for one in select(scripts, only, except_)] == expected
 
 
-def test_a_name_that_a_history_cannot_hold_is_refused() -> None:
-    manifest, blobs = release({"sql/1\\x0a2.sql": b"SELECT 1;"})
-    with pytest.raises(Refused, match="a name that a history cannot hold"):
-        scripts_of(manifest, "sql", "*.sql", blobs.get)
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [(None, ["a", "b", "c"]), ("expand", ["a", "b"]), ("contract", ["c"])],
+)
+def test_selection_by_phase(phase: Any, expected: list[str]) -> None:
+    scripts = [script("a"), script("b", phase="expand"), script("c", phase="contract")]
+    assert [one.id for one in select(scripts, phase=phase)] == expected
+    assert select(scripts, "b", phase="contract") == []
+
+
+def test_a_script_that_is_called_up_goes_by_its_folder() -> None:
+    assert named("2024-01-01-000000_post_name/up.sql", "*_post_*")
+    assert not named("2024-01-01-000000_post_name/up.sql", "up.sql")
+    assert named("up.sql", "up.sql")

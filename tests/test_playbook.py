@@ -18,7 +18,18 @@ from pydantic import ValidationError
 from pipeline import operations
 from pipeline.errors import ConfigurationError
 from pipeline.model import Script
-from pipeline.playbook import Action, Plan, Playbook, Target, plan, restore_needed, unmatched, waves
+from pipeline.playbook import (
+    Action,
+    Plan,
+    Playbook,
+    Target,
+    half_unproven,
+    plan,
+    restore_needed,
+    unmatched,
+    waves,
+    without_backup,
+)
 from pipeline.steps import AnyStep
 from pipeline.strict_yaml import parse
 from pipeline.way_back import finished, way_back
@@ -198,6 +209,7 @@ def test_every_operation_is_in_a_golden_plan() -> None:
         for text, made_for, rollback in PLANS.values()
         for action in plan(playbook(text), made_for, rollback=rollback).actions
     }
+    used |= {action.what.operation for actions in BACK.values() for action in actions}
     [union, _] = get_args(operations.Operation)
     assert used == {operation.model_fields["operation"].default for operation in get_args(union)}
 
@@ -213,7 +225,65 @@ def test_every_operation_is_in_a_golden_plan() -> None:
     ],
 )
 def test_scripts_that_no_step_would_apply(steps: str, pending: tuple[str, ...], expected: tuple[str, ...]) -> None:
-    assert unmatched(playbook(steps), [script(name) for name in pending]) == expected
+    assert tuple(unmatched(playbook(steps), [script(name) for name in pending])) == expected
+
+
+CONTRACT = script("a_late.sql").model_copy(update={"phase": "contract"})
+EXPAND = script("a_post_x.sql").model_copy(update={"phase": "expand"})
+SCHEMA = script("whole/post_schema.sql").model_copy(update={"kind": "initial"})
+BARE = "product: shop\nname: Shop\nmigrations: {folder: db}\nsteps:\n  - upload\n"
+AFTER_ONLY = f"{BARE}  - switch\n  - migrate\n"
+PHASED = f"{BARE}  - migrate: {{phase: expand}}\n  - switch\n  - migrate: {{phase: contract}}\n"
+
+
+def applied_by(text: str, *pending: Script) -> list[tuple[str, ...]]:
+    """What each migration action of the plan applies, those after the switch after a '|'."""
+    made = plan(playbook(text), target(hosts=1, pending=pending))
+    found: list[tuple[str, ...]] = []
+    for action in made.actions:
+        if isinstance(action.what, operations.Migrate):
+            late = made.point_of_no_return is not None and action.number >= made.point_of_no_return
+            found.append(("|", *action.what.scripts) if late else action.what.scripts)
+    return found
+
+
+def test_the_phase_of_a_script_decides_on_which_side_of_the_switch_it_runs() -> None:
+    plain, post = script("b.sql"), script("b_post_c.sql")
+    assert applied_by(PHASED, CONTRACT, plain, post) == [("b.sql", "b_post_c.sql"), ("|", "a_late.sql")]
+    # A name alone is not asked where the step names a phase; where it does not, both are.
+    assert applied_by(RESTARTED, plain, post) == [("b.sql",), ("|", "b_post_c.sql")]
+    assert applied_by(RESTARTED, CONTRACT, EXPAND) == []
+    assert applied_by(AFTER_ONLY, EXPAND, plain, CONTRACT) == [("|", "b.sql", "a_late.sql")]
+    assert applied_by(RESTARTED, SCHEMA) == [("whole/post_schema.sql",)]
+
+
+def test_a_script_whose_phase_no_step_serves_is_named_with_the_reason() -> None:
+    assert unmatched(playbook(RESTARTED), [CONTRACT, EXPAND, script("b.sql")]) == {
+        "a_late.sql": "is of the phase contract, and no migrate step after switch of the playbook takes it",
+        "a_post_x.sql": "is of the phase expand, and no migrate step before switch of the playbook takes it",
+    }
+    assert unmatched(playbook(PHASED.replace("{phase: expand}", "{only: x}")), [script("b.sql")]) == {
+        "b.sql": "is matched by no migrate step of the playbook"
+    }
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "said"),
+    [
+        ("phase: expand", "phase: contract", "a migrate step of the phase contract comes after switch"),
+        ("phase: contract", "phase: expand", "a migrate step of the phase expand comes before switch"),
+    ],
+)
+def test_a_step_of_a_phase_stands_on_its_side_of_the_switch(written: str, instead: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        playbook(PHASED.replace(written, instead, 1))
+
+
+def test_a_half_of_what_is_declared_additive_needs_a_restore() -> None:
+    made = plan(playbook(STOPPED), target(hosts=1, half_unproven=("007_colour.sql", "x.sql")))
+    assert made.restore_if_half == ("007_colour.sql",)
+    assert plan(playbook(RESTARTED), target(hosts=1, half_unproven=("007_colour.sql",))).restore_if_half == ()
+    assert half_unproven({"1.sql": b"CREATE TABLE x (id int);", "2.sql": b"DROP TABLE y"}) == ("2.sql",)
 
 
 def test_the_waves_of_a_plan() -> None:
@@ -310,7 +380,7 @@ def test_what_runs_beside_the_serving_old_code_says_that_nothing_takes_it_back(
 def test_what_an_earlier_attempt_applied_while_it_was_stopped_needs_a_restore_too(
     text: str, more: dict[str, Any], expected: dict[str, str]
 ) -> None:
-    fields: dict[str, Any] = {"unproven": UNPROVEN, "ran": ("007_colour.sql",), "pending": (), "hosts": 1} | more
+    fields: dict[str, Any] = {"unproven": UNPROVEN, "ran": PENDING[:1], "pending": (), "hosts": 1} | more
     assert plan(playbook(text), target(**fields)).restore_needed == expected
 
 
@@ -383,6 +453,16 @@ def failing(
 
 HALTED = STOPPED.replace("start: {command: [bin/start]}", "start: {command: [bin/start], undo: [bin/halt]}")
 
+
+def restored(text: str, hosts: int = 2) -> list[Action]:
+    """The way back from a failed check, after a script that only a restore takes back."""
+    unproven = {"008_fill_colour.sql": "irreversible"}
+    made = plan(playbook(text), target(hosts=hosts, unproven=unproven))
+    assert made.restore_from
+    backups = {(min(made.restore_from.values()), "database"), *((number, "shared") for number in made.shared_from)}
+    return list(way_back(made, made.actions, old_plan(text, hosts), failed=[len(made.actions)], backups=backups))
+
+
 BACK: dict[str, list[Action]] = {
     "check_failed_on_host_2_of_2": failing(RESTARTED, "app2", "http"),
     "check_failed_on_host_1_of_2": failing(RESTARTED, "app1", "http"),
@@ -411,6 +491,13 @@ BACK: dict[str, list[Action]] = {
             plan(playbook(BALANCED), target(hosts=1, pending=())).actions,
             old_plan(RESTARTED, 1),
         )
+    ),
+    "restored_on_two_hosts": restored(STOPPED),
+    "restored_with_shared_and_an_undo_of_start": restored(
+        HALTED.replace("- backup", "- backup: {shared: true}\n  - backup"), hosts=2
+    ),
+    "restored_after_a_restart": restored(
+        STOPPED.replace("start: {command: [bin/start]}", "restart: {command: [bin/restart]}"), hosts=1
     ),
     "other_playbook_before": list(
         way_back(
@@ -698,3 +785,74 @@ def test_a_step_kind_is_written_short_or_in_full() -> None:
         "undrain",
         "run",
     }
+
+
+# --- backups and what is restored from them -----------------------------------------------------------------------------
+
+STOP, BACKUP, MIGRATE_ALL, START = (
+    "  - stop: {command: [s]}\n",
+    "  - backup\n",
+    "  - migrate\n",
+    "  - start: {command: [s]}\n",
+)
+ENDS = "  - upload\n  - switch\n"
+
+
+@pytest.mark.parametrize(
+    ("steps", "more", "expected"),
+    [
+        ([STOP, BACKUP, MIGRATE_ALL, ENDS, START], {}, 2),
+        ([BACKUP, STOP, MIGRATE_ALL, ENDS, START], {}, None),
+        ([BACKUP, STOP, MIGRATE_ALL, ENDS, START], {"restore": "always"}, 1),
+        ([STOP, MIGRATE_ALL, BACKUP, ENDS, START], {"restore": "always"}, None),
+        ([STOP, BACKUP, START, STOP, MIGRATE_ALL, ENDS, START], {}, None),
+        ([BACKUP, STOP, BACKUP, MIGRATE_ALL, ENDS, START], {}, 3),
+        ([BACKUP, MIGRATE_ALL, ENDS, START], {}, None),
+        ([STOP, "  - backup: {database: false, shared: true}\n", MIGRATE_ALL, ENDS, START], {}, None),
+        ([STOP, "  - backup: {shared: true}\n", MIGRATE_ALL, ENDS, START], {}, 2),
+    ],
+)
+def test_what_is_restored_was_backed_up_while_nobody_could_write(
+    steps: list[str], more: dict[str, str], expected: int | None
+) -> None:
+    settings = "".join(f", {name}: {value}" for name, value in more.items())
+    text = f"product: shop\nname: Shop\nmigrations: {{folder: migrations{settings}}}\nsteps:\n{''.join(steps)}"
+    script = PENDING[0].id
+    pending = target(hosts=1, unproven={script: "irreversible"})
+    assert plan(playbook(text), pending).restore_from.get(script) == expected
+    # The same of a script that an earlier attempt has applied.
+    ran = pending.model_copy(update={"ran": pending.pending, "pending": ()})
+    assert plan(playbook(text), ran).restore_from.get(script) == expected
+    assert plan(playbook(text), pending, rollback=True).restore_from == {}
+
+
+def test_on_several_hosts_a_backup_on_each_is_not_made_when_all_have_stopped() -> None:
+    text = STOPPED.replace("- backup", "- backup: {shared: true}")
+    unproven = {"008_fill_colour.sql": "irreversible"}
+    assert plan(playbook(text), target(hosts=2, unproven=unproven)).restore_from == {}
+    made = plan(playbook(text + "rolling: {at_a_time: 2}\n"), target(hosts=2, unproven=unproven))
+    assert made.restore_from == {} and len(made.shared_from) == 2
+    [one, other] = [a.what for a in made.actions if isinstance(a.what, operations.Backup)]
+    assert (one.database, other.database, one.shared, other.shared) == (True, False, True, True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([BACKUP, MIGRATE_ALL, ENDS], {}),
+        ([MIGRATE_ALL, BACKUP, ENDS], {"2.sql": "unknown"}),
+        ([MIGRATE_ALL, ENDS], {"2.sql": "unknown"}),
+        (["  - migrate: {only: '1*'}\n", BACKUP, MIGRATE_ALL, ENDS], {}),
+        (["  - backup: {database: false, shared: true}\n", MIGRATE_ALL, ENDS], {"2.sql": "unknown"}),
+    ],
+)
+def test_what_only_a_restore_takes_back_wants_a_backup_before_it(steps: list[str], expected: dict[str, str]) -> None:
+    text = f"product: shop\nname: Shop\nmigrations: {{folder: migrations}}\nsteps:\n{''.join(steps)}"
+    pending = [Script(id=id, checksum=sha(id), blob=oid(id)) for id in ("1.sql", "2.sql")]
+    assert without_backup(playbook(text), pending, {"2.sql": "unknown"}) == expected
+
+
+@pytest.mark.parametrize("options", ["{database: false}", "{database: false, shared: true, proof: restore}"])
+def test_a_backup_of_nothing_or_with_a_proof_that_it_cannot_have_is_refused(options: str) -> None:
+    with pytest.raises(ValidationError):
+        playbook(STOPPED.replace("- backup", f"- backup: {options}"))

@@ -10,11 +10,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from pipeline import preflight, rules
+from pipeline import migration_rules, preflight, rules
 from pipeline.calendar import in_freeze, in_window
 from pipeline.errors import Reason
 from pipeline.model import Customer, Environment, Freeze, Person, Window
-from pipeline.preflight import MARGIN_BYTES, MARGIN_INODES, HostFacts
+from pipeline.preflight import MARGIN_BYTES, MARGIN_INODES, DatabaseFacts, HostFacts
 from pipeline.rules import Facts, Purpose, decision_refusals, refusals
 from pipeline.state import State
 from tests.nouns import CLAIRE, EVE, NOW, Story, customer, environment, sha
@@ -370,7 +370,7 @@ TABLE = [
     row(
         "not rehearsed",
         PROMOTE,
-        having(unrehearsed=("004.sql",)),
+        having(unrehearsed={"004.sql": "has not run on test as it is in 2.4.0+1"}),
         ("rehearsed_on_test", "migration 004.sql has not run on test as it is in 2.4.0+1", None),
     ),
     # not_quarantined: below, its words name the environment
@@ -584,12 +584,49 @@ TABLE = [
     row(
         "unmatched",
         FORWARD,
-        having(unmatched=("post_3.sql",)),
+        having(unmatched={"post_3.sql": "is matched by no migrate step of the playbook"}),
         (
             "every_migration_has_a_step",
             "migration post_3.sql is matched by no migrate step of the playbook",
             PLACES["playbook"],
         ),
+    ),
+    # unproven_scripts_need_a_backup
+    row(
+        "a script that only a restore takes back, and no backup",
+        FORWARD,
+        having(without_backup={"2.sql": "irreversible"}),
+        (
+            "unproven_scripts_need_a_backup",
+            "migration 2.sql is irreversible, and the playbook backs the database up nowhere before it: write '- backup' "
+            "before the migrate step, after stop where the application is stopped; or, if the old code runs on the schema "
+            "that it leaves, name it under migrations: additive:",
+            PLACES["playbook"],
+        ),
+    ),
+    # no_script_is_blocked, schema_is_known, no_restore_is_unfinished: in ON_ENVIRONMENT
+    # database_can_be_migrated
+    row(
+        "a server that cannot be migrated",
+        FORWARD,
+        having(pending=("2.sql",), database=DatabaseFacts("8.1", ("no lock_timeout",), ("it is behind a pooler",))),
+        (
+            "database_can_be_migrated",
+            "the database cannot be migrated: it is behind a pooler",
+            PLACES["environment"],
+        ),
+    ),
+    row(
+        "a server that cannot be migrated, where nothing is to run",
+        EVERY,
+        having(database=DatabaseFacts("8.1", refusals=("it is behind a pooler",))),
+    ),
+    # lint_has_nothing_to_refuse
+    row(
+        "a finding that the playbook refuses",
+        FORWARD,
+        having(refused_findings=(Reason("without-where: every row is changed", "2.sql:3"),)),
+        ("lint_has_nothing_to_refuse", "without-where: every row is changed", "2.sql:3"),
     ),
 ]
 
@@ -606,6 +643,40 @@ def test_one_change_is_refused_for_exactly_this_reason(case: Row, purpose: Purpo
 
 
 ON_ENVIRONMENT: list[tuple[str, tuple[Purpose, ...], Callable[[str], Change], Callable[[str], Expected]]] = [
+    (
+        "a script that is half done",
+        FORWARD,
+        lambda env: having(blocked={"2.sql": "2 of 5 statements are known to be committed"}),
+        lambda env: (
+            "no_script_is_blocked",
+            "migration 2.sql was begun here and not finished (2 of 5 statements are known to be committed); look at the "
+            f"database, then: invoke migrate.repair customer=acme env={env} script=2.sql reason=… with resume-at=N, "
+            "--mark-done or --mark-reverted",
+            None,
+        ),
+    ),
+    (
+        "a restore by hand that was begun",
+        EVERY,
+        lambda env: after(lambda story: story.add("backup-restored", environment=env, details={"label": "fair"})),
+        lambda env: (
+            "no_restore_is_unfinished",
+            f"the restore of backup fair on {env} has no outcome yet, or has failed; finish it: "
+            f"invoke backup.restore customer=acme env={env} backup=fair reason=…",
+            None,
+        ),
+    ),
+    (
+        "tables and no history",
+        FORWARD,
+        lambda env: having(unknown_schema=True),
+        lambda env: (
+            "schema_is_known",
+            f"the database of {env} has tables and no migration history: which scripts have run there is not known; say it "
+            f"with: invoke migrate.baseline customer=acme env={env} reason=…",
+            PLACES["environment"],
+        ),
+    ),
     (
         "another run",
         EVERY,
@@ -777,14 +848,14 @@ def test_a_host_is_judged_alone_too_and_warned_about() -> None:
 def test_every_rule_of_the_module_is_asked() -> None:
     written = {
         name
-        for name, found in vars(rules).items()
+        for name, found in {**vars(migration_rules), **vars(rules)}.items()
         if callable(found) and getattr(found, "__annotations__", {}) == {"facts": "Facts", "return": "Iterator[Reason]"}
     }
     assert written == {rule.__name__ for rule in rules.RULES}
 
 
 def test_all_reasons_are_given_at_once_in_the_order_of_the_rules() -> None:
-    facts = replace(may_go(), tickets=(), settings=sha("x"), unmatched=("9.sql",), contains={"CVE-1": False})
+    facts = replace(may_go(), tickets=(), settings=sha("x"), unmatched={"9.sql": "x"}, contains={"CVE-1": False})
     facts = actor(roles=["auditor"])(facts)
     order = [rule.__name__ for rule in rules.RULES]
     found = [reason.rule for reason in refusals(facts)]
@@ -858,9 +929,14 @@ def test_once_a_host_has_switched_what_is_asked_to_begin_is_not_asked_again() ->
         "ledger_is_sound": {"findings": findings},
         "resumes_the_same": {"content": sha("another playbook")},
         "keeps_every_patch": {"contains": {"CVE-1": False}},
-        "rehearsed_on_test": {"unrehearsed": ("4.sql",)},
+        "rehearsed_on_test": {"unrehearsed": {"4.sql": "x"}},
         "migrations_are_as_they_ran": {"edited": ("4.sql",)},
-        "every_migration_has_a_step": {"unmatched": ("4.sql",)},
+        "every_migration_has_a_step": {"unmatched": {"4.sql": "x"}},
+        "no_script_is_blocked": {"blocked": {"4.sql": "x"}},
+        "schema_is_known": {"unknown_schema": True},
+        "unproven_scripts_need_a_backup": {"without_backup": {"4.sql": "unknown"}},
+        "database_can_be_migrated": {"pending": ("4.sql",), "database": DatabaseFacts("8", refusals=("too old",))},
+        "lint_has_nothing_to_refuse": {"refused_findings": findings},
     }
     for rule, change in still.items():
         assert [reason.rule for reason in refusals(underway("2.4.0+1", **change))] == [rule]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.acts import Ground, Report
-from pipeline.errors import OVERTAKEN, Failed, Locked, Reason, Refused, Unreachable, overtaken
+from pipeline.errors import OVERTAKEN, Failed, Locked, PartlyDone, Reason, Refused, Unreachable, overtaken
 from pipeline.host import Host
 from pipeline.host_journal import JournalEntry
 from pipeline.operations import Command, Migrate, Operation, Probe, Switch, Upload
@@ -174,6 +174,9 @@ class Applying:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
+    def catalogue(self) -> dict[str, Any]:
+        return {"tables": {}}
+
     def apply(self, *_: Any, **__: Any) -> bool:
         if self.error is not None:
             raise self.error
@@ -198,6 +201,22 @@ def test_what_only_a_restore_could_mend_is_not_taken_back(tmp_path: Path, attemp
     assert isinstance(report.trouble, Failed)
     assert "1.sql is irreversible" in report.trouble.render()
     assert current(tmp_path, "app1") == ("1.0+1" if error else "2.0+1")
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_a_half_of_what_is_only_harmless_as_a_whole_is_not_taken_back(tmp_path: Path, half: bool) -> None:
+    """A script that stopped in the middle, while the application was stopped; one that failed left nothing."""
+    before = both_on_old(tmp_path, ("app1",))
+    steps: list[Step] = [("app1", 1, Upload()), ("app1", 2, Migrate(scripts=("1.sql",))), ("app1", 3, Switch())]
+    plan = plan_of(*steps, installed="1.0+1", restore_if_half=("1.sql",))
+    error = PartlyDone("2 of 3 statements are committed") if half else Failed("nothing of it is left")
+    report = run(plan, ground_of(tmp_path, ("app1",), database=lambda host: Applying(error)), before)
+    assert report.outcome == "failed"
+    assert report.half_done == (["1.sql"] if half else [])
+    assert (report.trouble is not None) == half
+    if report.trouble is not None:
+        assert "of 1.sql a part may be applied" in report.trouble.render()
+    assert report.catalogue == {"before": {"tables": {}}, "after": {"tables": {}}}
 
 
 def test_a_host_that_cannot_be_spoken_to_is_a_failed_action(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

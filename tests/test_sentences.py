@@ -38,5 +38,10 @@ def test_a_plan_says_after_which_migration_the_code_alone_does_not_help() -> Non
         f"If it fails after 1.sql (unknown), {says}",
         f"If it fails after 2.sql (irreversible), {says}",
     ]
+    restored = plan.model_copy(update={"restore_from": {"2.sql": 4}})
+    assert [line for line in restored.lines() if "restore" in line] == [
+        f"If it fails after 1.sql (unknown), {says}",
+        "If it fails after 2.sql (irreversible), the backup made in step 4 is restored.",
+    ]
     quiet = plan.model_copy(update={"restore_needed": {}})
     assert "restore" not in "".join(quiet.lines())

@@ -23,6 +23,8 @@ from pipeline.sign_off.page import (
     CheckShown,
     Contact,
     Difference,
+    SchemaChange,
+    SchemaKind,
     SignOffPage,
     TicketShown,
     Words,
@@ -33,6 +35,7 @@ from pipeline.sign_off.page import (
     render_page,
     web_link,
 )
+from pipeline.sign_off.schema_changes import schema_changes
 from pipeline.sign_off.screenshots import sample_page
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
@@ -43,6 +46,7 @@ NOTHING: dict[str, Any] = {
     "planned": None,
     "tickets": (),
     "migrations": (),
+    "schema_changes": (),
     "accepted_edits": (),
     "checks": (),
     "url": None,
@@ -50,6 +54,11 @@ NOTHING: dict[str, Any] = {
     "differences": (),
 }
 VOID = {"meta", "br"}
+CHANGES = (
+    *(SchemaChange(kind=kind, name="x", change="added") for kind in get_args(SchemaKind)),
+    SchemaChange(kind="table", name="item", part_kind="column", part="price", change="changed"),
+    SchemaChange(kind="table", name="item", part_kind="column", part="tint", change="removed"),
+)
 
 
 class Reading(HTMLParser):
@@ -96,6 +105,7 @@ def variants(language: Language) -> list[SignOffPage]:
             language,
             tickets=(TicketShown(id="T-1", title="only a title"),),
             migrations=("0001.sql",),
+            schema_changes=CHANGES,
             accepted_edits=full.accepted_edits * 2,
             checks=outcomes,
             approvers=(Contact(name="One"),),
@@ -225,7 +235,35 @@ def test_every_translation_has_the_same_places_and_is_one() -> None:
     same = {key for key in texts["en"] if len({texts[language][key] for language in LANGUAGES}) < len(LANGUAGES)}
     # Words that two of the languages really share; anything else here is a translation that was forgotten.
     shared = {"differences.production", "differences.test", "exactly.release", "moment", "versions.release"}
+    shared |= {f"schema.kind.{kind}" for kind in ("table", "type", "index")}
     assert same <= shared | {"paper.date", "paper.name", "paper.signature"}
+
+
+def test_what_changes_in_the_database_is_said_thing_by_thing() -> None:
+    before = {
+        "tables": {
+            "item": {"kind": "table", "columns": {"name": {"type": "text"}, "tint": {"type": "text"}}},
+            "old": {},
+        }
+    }
+    after = {
+        "tables": {"item": {"kind": "table", "columns": {"name": {"type": "int"}, "price": {"type": "int"}}}},
+        "views": {"names": {"definition": "select 1"}},
+        "extensions": {"citext": {"version": "1"}},
+    }
+    found = [(one.kind, one.name, one.part_kind, one.part, one.change) for one in schema_changes(before, after)]
+    assert found == [
+        ("table", "item", "column", "name", "changed"),
+        ("table", "item", "column", "price", "added"),
+        ("table", "item", "column", "tint", "removed"),
+        ("table", "old", None, None, "removed"),
+        ("other", "citext", None, None, "added"),
+        ("view", "names", None, None, "added"),
+    ]
+    assert schema_changes(after, after) == ()
+    table = {"tables": {"item": {"kind": "table", "columns": {}}}}
+    other = {"tables": {"item": {"kind": "virtual table", "columns": {}}}}
+    assert [(one.name, one.part, one.change) for one in schema_changes(table, other)] == [("item", None, "changed")]
 
 
 def test_french_punctuation_never_starts_a_line() -> None:
@@ -306,6 +344,7 @@ def hostile_page(text: str) -> SignOffPage:
         due=datetime(2026, 12, 2, tzinfo=UTC),
         tickets=(TicketShown(id=text, title=text, changed=text, how_to_test=text),),
         migrations=(text,),
+        schema_changes=(SchemaChange(kind="table", name=text, part_kind="column", part=text, change="added"),),
         accepted_edits=(AcceptedEdit(script=text, reason=text, by=text),),
         checks=(CheckShown(title=text, outcome="ok", detail=text),),
         url=text,

@@ -513,6 +513,101 @@ def test_a_decision_on_one_request_leaves_the_others(story: Story) -> None:
 # --- the fold as a whole -----------------------------------------------------------------------------------------------
 
 
+# --- what counts as applied -----------------------------------------------------------------------------------------------
+
+
+def repaired(story: Story, script: str, what: str) -> None:
+    details = {"script": script, "what": what, "checksum": sha(script), "resume_at": 2 if what == "resume" else None}
+    story.add("migration-repaired", environment="test", details=details)
+
+
+def test_a_baseline_counts_as_applied(story: Story) -> None:
+    story.deployed("1.0+1", "test", scripts=ran("002.sql"))
+    story.add("migrations-baselined", environment="test", details={"scripts": ran("001.sql")})
+    assert story.state.environment("test").applied == ran("001.sql", "002.sql")
+    assert story.state.environment("production").applied == {}
+
+
+def test_a_repair_says_what_became_of_a_script(story: Story) -> None:
+    story.deployed("1.0+1", "test", scripts=ran("001.sql", "002.sql"))
+    repaired(story, "003.sql", "done")
+    assert story.state.environment("test").applied == ran("001.sql", "002.sql", "003.sql")
+    repaired(story, "002.sql", "reverted")
+    repaired(story, "004.sql", "reverted")
+    repaired(story, "005.sql", "resume")
+    assert story.state.environment("test").applied == ran("001.sql", "003.sql")
+
+
+def test_what_the_full_schema_stands_for_has_not_run(story: Story) -> None:
+    details = {"covered": ["001.sql", "002.sql"], "catalogue": {"before": sha("empty"), "after": sha("new")}}
+    story.deployed("1.0+1", "test", scripts=ran("schema.sql", "001.sql", "002.sql"), **details)
+    here = story.state.environment("test")
+    assert (here.applied, here.covered) == (ran("schema.sql", "001.sql", "002.sql"), ("001.sql", "002.sql"))
+    assert here.catalogue == sha("new")
+    # A repeatable one of them ran later, and a run without migrations leaves the catalogue as it is.
+    story.deployed("1.0+2", "test", scripts=ran("002.sql"))
+    here = story.state.environment("test")
+    assert (here.covered, here.catalogue) == (("001.sql",), sha("new"))
+    details = {"script": "*", "missing": ["001.sql"]}
+    story.add("migration-accepted", environment="test", details=details)
+    assert story.state.environment("test").covered == ()
+
+
+def test_a_restore_by_hand_is_open_until_it_has_succeeded(story: Story) -> None:
+    story.deployed("1.0+1", "test", scripts=ran("001.sql", "002.sql"))
+
+    def restored(outcome: str | None = None, **details: object) -> str | None:
+        details |= {"label": "fair"}
+        story.add("backup-restored", environment="test", outcome=outcome, details=details)
+        return story.state.environment("test").restoring
+
+    assert restored() == "fair"
+    assert restored("failed", unchanged=False) == "fair"
+    assert story.state.environment("test").applied == ran("001.sql", "002.sql")
+    assert restored("failed", unchanged=True) is None
+    assert restored() == "fair"
+    # Its history went back with the database; a restore of shared/ alone leaves it as it is.
+    assert restored("ok", scripts=ran("001.sql")) is None
+    assert story.state.environment("test").applied == ran("001.sql")
+    assert restored("ok") is None
+    assert story.state.environment("test").applied == ran("001.sql")
+    story.add("backup-made", environment="test", details={"label": "fair", "backups": []})
+    assert story.state == story.folded()
+
+
+def test_a_way_back_that_restores_belongs_to_its_deployment(story: Story) -> None:
+    story.tested("1.0+1")
+    started = story.started("1.1+1")
+    backups = [{"label": started.run, "what": "database"}]
+    details = {**started.details, "backups": backups}
+    story.add("backup-restored", run=started.run, environment="test", release="1.1+1", details=details)
+    here = story.state.environment("test")
+    assert here.running is not None and here.running.restoring == tuple(backups) and here.restoring is None
+    # The next attempt of the same run goes on with it; the outcome ends it.
+    again = story.add(
+        "deployment-started",
+        run=started.run,
+        environment="test",
+        release="1.1+1",
+        content=started.content,
+        tickets=TICKETS,
+        details=started.details,
+    )
+    running = story.state.environment("test").running
+    assert running is not None and running.restoring == tuple(backups)
+    story.finished(again, "failed")
+    assert story.state.environment("test").running is None
+    assert story.state.environment("test").restoring is None
+
+
+def test_a_way_back_that_did_not_come_through_its_restore_leaves_it_to_be_done_by_hand(story: Story) -> None:
+    story.tested("1.0+1")
+    story.finished(story.started("1.1+1"), "failed", quarantined=True, restore_unfinished="r9")
+    assert story.state.environment("test").restoring == "r9"
+    story.add("lock-released", environment="test", details={"ends": "quarantine"})
+    assert story.state.environment("test").restoring is None
+
+
 def every_kind() -> Story:
     """One story with each kind of record at least once."""
     story = Story()
@@ -525,6 +620,11 @@ def every_kind() -> Story:
     story.deployed("1.0+1", "production", "promote", scripts=ran("001.sql"))
     story.patch("1.0+2", "CVE-1", "1.0+1")
     story.add("migration-accepted", details={"script": "001.sql", "old": sha("a"), "new": sha("b")})
+    story.add("migrations-baselined", environment="test", details={"scripts": ran("000.sql")})
+    repaired = {"script": "002.sql", "what": "done", "checksum": sha("002.sql"), "resume_at": None}
+    story.add("migration-repaired", environment="test", details=repaired)
+    for kind in ("backup-made", "backup-proven", "backup-restored"):
+        story.add(kind, environment="test", details={"label": "fair", "backups": []})
     started = story.started("1.0+2")
     partly(story, started.run, app1="1.0+2", app2="1.0+1")
     story.add("lock-released", environment="test", details={"ends": "deployment"})

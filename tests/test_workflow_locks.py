@@ -238,7 +238,8 @@ def test_a_decision_of_the_ledger_sees_that_the_lease_is_gone(two: tuple[Flow, F
 
 
 def applied(flow: Flow) -> list[Any]:
-    from pipeline.workflow.gathering import closing, history_of, hosts_of
+    from pipeline.workflow.databases import history_of
+    from pipeline.workflow.gathering import closing, hosts_of
 
     dossier = flow.session().dossier("acme")
     environment = dossier.environment("test")
@@ -260,7 +261,7 @@ def test_a_released_locks_fence_is_above_the_old_owners(two: tuple[Flow, Flow, R
     host = Host(LocalTransport(), "app1", str(hosts / "test1"))
     with pytest.raises(Refused, match="overtaken"):
         host.append_journal(old.model_copy(update={"what": "deployment-finished", "outcome": "ok"}))
-    from pipeline.workflow.gathering import open_database
+    from pipeline.workflow.databases import open_database
 
     dossier = second.session().dossier("acme")
     database = open_database(dossier, dossier.environment("test"), host)

@@ -20,10 +20,10 @@ import pytest
 from pipeline.content import canonical
 from pipeline.errors import ConfigurationError, NotKnown, Refused, UsageError
 from pipeline.model import Script
-from pipeline.state import Acceptance, EnvironmentState, State
+from pipeline.state import Acceptance, EnvironmentState, ReleaseState, State
 from pipeline.workflow import (
+    databases,
     deployments,
-    gathering,
     lines,
     locks,
     overview,
@@ -324,8 +324,21 @@ def test_an_edited_script_is_rehearsed_only_by_its_acceptance(
             for script, old, new in accepted
         ),
     )
+    release = ReleaseState(name="1.0+1", version="1.0", commit="0" * 40, made_at=NOW, made_by="eve", record="r")
     script = Script(id="002.sql", checksum=sha("new"), blob="0" * 40)
-    assert gathering._rehearsed(state, script) is rehearsed
+    assert databases.unrehearsed(state, [script], release) == (
+        {} if rehearsed else {"002.sql": "has not run on test as it is in 1.0+1"}
+    )
+
+
+def test_what_the_full_schema_stands_for_on_test_has_not_run_there() -> None:
+    here = EnvironmentState(applied={"002.sql": sha("new")}, covered=("002.sql",))
+    state = State(customer="acme", environments={"test": here})
+    release = ReleaseState(name="1.0+1", version="1.0", commit="0" * 40, made_at=NOW, made_by="eve", record="r")
+    script = Script(id="002.sql", checksum=sha("new"), blob="0" * 40)
+    assert databases.unrehearsed(state, [script], release) == {
+        "002.sql": "has not run on test, where the full schema of a new database stands for it"
+    }
 
 
 EDITED = "ALTER TABLE item ADD COLUMN price INTEGER;\n-- a comment\n"
@@ -343,7 +356,7 @@ def test_production_gets_an_edited_script_only_when_the_edit_was_accepted(waitin
         manifest = waiting.installation.manifest(waiting.state().releases["1.2.0+1"].commit)
         playbook = waiting.session().workspace.playbook("depot").playbook
         dossier = waiting.session().dossier("acme")
-        checksum = gathering.release_scripts(dossier, playbook, manifest)["002_price.sql"][0].checksum
+        checksum = databases.release_scripts(dossier, playbook, manifest)["002_price.sql"][0].checksum
         waiting.sql("test", f"UPDATE tma_migration_history SET checksum = '{checksum}' WHERE script = '002_price.sql'")
     waiting.deploy()
     waiting.decide()

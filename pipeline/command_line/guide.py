@@ -15,6 +15,8 @@ GROUPS = (
     "Have it signed off",
     "Go to production",
     "See what is what",
+    "Migrations",
+    "Backups",
     "Tickets",
     "Upkeep",
     "Try it out",

@@ -7,6 +7,7 @@ completion loads it. :mod:`pipeline.command_line.invoked` gives the same verbs t
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -26,12 +27,17 @@ CORE_HELP = (
 )
 """The flags of ``tma`` that come before the task, with their help."""
 
+COLLECT_AFTER = 50_000
+"""Objects after which Python looks for circles among them that nothing leads to any more. A command makes some hundred
+thousand that stay (most of them while modules are imported) and next to none in circles: looking each 700 is a tenth of it."""
+
 _COMPLETING = ("--complete", "--print-completion-script")
 
 
 def run(verbs: Sequence[Verb], argv: Sequence[str] | None = None, *, version: str | None = None) -> None:
     """The console script; ends the process with the verb's exit code. ``version`` is that of the package unless given."""
     words = list(sys.argv if argv is None else argv)
+    gc.set_threshold(COLLECT_AFTER)
     try:
         with stoppable():
             code = _run(verbs, words, version)

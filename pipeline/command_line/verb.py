@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
+from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -230,6 +231,7 @@ class Verb:
                 continue
             parameter = option.name.replace("-", "_")
             value = given.get(parameter)
+            parameter += "_" * iskeyword(parameter)
             if value is None or value == []:
                 if option.required:
                     raise refuse(f"{self.path} needs {option.typed}{option.value}")
@@ -363,7 +365,8 @@ def _options(body: Callable[..., Answer]) -> dict[str, Option]:
         option = next((mark for mark in marks if isinstance(mark, Option)), None)
         if option is None:
             raise TypeError(f"{body.__name__}: {parameter.name} needs Annotated[…, Option(help)]")
-        name = parameter.name.replace("_", "-")
+        # A word of Python's own ends in "_" as a parameter's name: from_ is typed from=.
+        name = parameter.name.removesuffix("_").replace("_", "-")
         options[name] = Option(
             **{
                 **vars(option),

@@ -1,8 +1,10 @@
-"""What both engines say about a script: the same words for the same trouble, and the checks before anything is sent."""
+"""What every engine says about a script: the same words for the same trouble, and the checks before anything is sent."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.content import script_checksum
@@ -11,6 +13,7 @@ from pipeline.errors import (
     OVERTAKEN,
     Failed,
     Locked,
+    NotKnown,
     PartlyDone,
     PipelineError,
     Reason,
@@ -23,6 +26,48 @@ from pipeline.model import Script
 ROLLED_BACK = "Nothing of this script was committed; the scripts before it stay applied, as the history says."
 
 _LABEL = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,199}")
+
+
+# Comments, then BEGIN with nothing more to say.
+_BEGINS = re.compile(
+    r"\A(?P<before>(?:\s++|--[^\n]*+|/\*(?:[^*/]|\*(?!/)|/(?!\*))*+\*/)*+)"
+    r"(?P<word>(?:BEGIN(?:\s+(?:WORK|TRANSACTION))?|START\s+TRANSACTION)\s*;)",
+    re.IGNORECASE,
+)
+# On a line of its own, or on the one line of a script that quotes nothing; only comments come after it.
+_ENDS = re.compile(
+    r"(?:^[ \t]*|;[ \t]*)(?P<word>(?P<which>COMMIT|END|ROLLBACK)(?:\s+(?:WORK|TRANSACTION))?\s*(?:;|\Z))(?:\s|--[^\n]*)*\Z",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def without_outer_transaction(text: str, *, rollback: bool = False) -> str:
+    """The text with blanks for ``BEGIN`` at its beginning and ``COMMIT`` (``ROLLBACK`` where asked for) at its end.
+
+    Only both together, so that everything else stays at its place. Other words of this kind are left to the engine.
+    """
+    begin = _BEGINS.match(text)
+    if begin is None:
+        return text
+    end = _ENDS.search(text, max(begin.end(), len(text) - 2000))
+    if end is None or (end["which"].upper() == "ROLLBACK") is not rollback:
+        return text
+    line = text[text.rfind("\n", 0, end.start("word")) + 1 : end.start("word")]
+    if any(mark in line for mark in ("--", "/*", "'", '"', "#", "$")):
+        return text
+    blank = " " * len(end["word"])
+    middle = text[begin.end() : end.start("word")]
+    return f"{text[: begin.start('word')]}{_blank(begin['word'])}{middle}{blank}{text[end.end('word') :]}"
+
+
+def _blank(text: str) -> str:
+    return re.sub(r"[^\n]", " ", text)
+
+
+def _only(text: str, first: int, last: int) -> str:
+    """The lines ``first`` to ``last`` (from 1) at their place, the others empty."""
+    lines = text.split("\n")
+    return "\n" * (first - 1) + "\n".join(lines[first - 1 : last]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -50,8 +95,12 @@ class ScriptErrors:
             message = message.replace(self.secret, "***")
         return " ".join(message.split())
 
-    def text(self, script: Script, sql: bytes) -> str:
-        """The script's text without a byte order mark, which must be what the release declares (Refused) and UTF-8 (Failed)."""
+    def text(self, script: Script, sql: bytes, *, in_transaction: bool = True) -> str:
+        """The part of the script that runs, at its place: what stands around ``script.lines`` are empty lines.
+
+        Without a byte order mark, and where it runs ``in_transaction`` without an outer pair of ``BEGIN`` and ``COMMIT``,
+        which scripts for other tools carry. Refused when the bytes are not what the release declares, Failed when not UTF-8.
+        """
         if script_checksum(sql) != script.checksum:
             raise Refused(
                 f"migration {script.id} is not the one that the release declares.",
@@ -65,7 +114,9 @@ class ScriptErrors:
             raise self.failed(script, "it is not UTF-8", line=line) from None
         if "\0" in text:
             raise self.failed(script, "it holds a NUL character", line=text.count("\n", 0, text.index("\0")) + 1)
-        return text
+        if script.lines is not None:
+            text = _only(text, *script.lines)
+        return without_outer_transaction(text) if in_transaction else text
 
     def label(self, label: str) -> str:
         """The label of a backup, checked: it becomes a file's name on the host."""
@@ -209,8 +260,8 @@ class ScriptErrors:
             details={"script": script.id},
         )
 
-    def unknown(self, script: Script, cause: PipelineError) -> PartlyDone:
-        """The connection was lost, and the history could not be asked."""
+    def unknown(self, script: Script, cause: PipelineError, *, stepwise: bool = False) -> PartlyDone:
+        """The connection was lost, and the history could not be asked; ``stepwise``: it commits statement by statement."""
         return PartlyDone(
             f"the outcome of migration {script.id} is not known.",
             reasons=[
@@ -218,7 +269,9 @@ class ScriptErrors:
                 Reason(cause.what),
                 *cause.reasons,
             ],
-            state="It is applied as a whole or not at all; the next run asks the history first.",
+            state="Some of its statements may be committed; the history says which."
+            if stepwise
+            else "It is applied as a whole or not at all; the next run asks the history first.",
             next_commands=["the same command again", self.plan],
             details={"script": script.id},
         )
@@ -231,3 +284,126 @@ class ScriptErrors:
             state="The database was not changed.",
             next_commands=["the same command again"],
         )
+
+    # --- a script that commits statement by statement -------------------------------------------------------------------
+
+    def stopped(
+        self,
+        script: Script,
+        message: str,
+        *,
+        number: int,
+        statements: int,
+        line: int | None = None,
+        words: str | None = None,
+        code: str | None = None,
+        hint: str | None = None,
+        uncertain: bool = False,
+    ) -> PartlyDone:
+        """Statement ``number`` of a script that commits each by itself did not end well; those before it are committed.
+
+        ``uncertain``: the connection was lost, so that statement ``number`` may be committed as well.
+        """
+        said = self.clean(message) + (f" [{code}]" if code else "")
+        source = f"{script.id}:{line}" if line else script.id
+        reasons = [Reason(f"statement {number} ({self.clean(words)}): {said}" if words else said, source)]
+        reasons += [Reason(self.clean(hint))] if hint else []
+        return PartlyDone(
+            f"migration {script.id} stopped at statement {number} of {statements} on {self.place}.",
+            reasons=reasons,
+            state=_committed(number - 1, number if uncertain else None),
+            next_commands=self.repairs(script.id, number),
+            details={"script": script.id, "statement": number, "statements": statements, "line": line, "code": code},
+        )
+
+    def blocked(self, script: Script, statement: int, statements: int) -> Refused:
+        """A script that was begun and not finished, of which ``statement`` statements are known to be committed."""
+        return Refused(
+            f"migration {script.id} is blocked on {self.place}: it was begun and not finished.",
+            reasons=[Reason(f"{statement} of its {statements} statements are known to be committed", script.id)],
+            state=_committed(statement, statement + 1 if statement < statements else None),
+            next_commands=self.repairs(script.id, statement + 1),
+            details={"script": script.id, "statement": statement, "statements": statements},
+        )
+
+    def repairs(self, script: str, number: int) -> list[str]:
+        """The commands that end the blocked state of ``script``: to go on with statement ``number``, or to say what is true."""
+        command = f"invoke migrate.repair customer={self.customer} env={self.environment} script={shlex.quote(script)}"
+        return [
+            f"{command} resume-at={number} reason=",
+            f"{command} --mark-done reason=",
+            f"{command} --mark-reverted reason=",
+        ]
+
+    def not_blocked(self, script: str) -> Refused:
+        """A repair of what needs none."""
+        return Refused(
+            f"migration {script} is not blocked on {self.place}.",
+            reasons=[Reason("only a script that was begun and not finished can be repaired", script)],
+            next_commands=[self.history],
+        )
+
+    def no_row(self, script: str) -> NotKnown:
+        """A repair of what the history does not know."""
+        return NotKnown(
+            f"the history of {self.place} does not list migration {script}.",
+            reasons=[Reason("nothing of it was begun there", script)],
+            next_commands=[self.history, self.plan],
+        )
+
+    def no_statement(self, script: str, number: int | None, statements: int) -> UsageError:
+        """A repair that would go on with a statement that the script does not have."""
+        return UsageError(
+            f"migration {script} cannot go on with statement {number}.",
+            reasons=[Reason(f"its statements are 1 to {statements}", script)],
+            next_commands=self.repairs(script, 1)[:1],
+        )
+
+    def not_resumable(self, script: str) -> Refused:
+        """A script whose later statements need what the earlier ones left in the session."""
+        return Refused(
+            f"migration {script} cannot go on in the middle.",
+            reasons=[Reason("its statements depend on the session (temporary tables, settings, locks)", script)],
+            next_commands=self.repairs(script, 1)[1:],
+        )
+
+    # --- a script that needs something else -----------------------------------------------------------------------------
+
+    def needs_header(self, script: Script, words: str, why: str, header: str, *, line: int) -> Failed:
+        """A script of which a statement cannot run the way the script is declared; ``header`` is the line to add to it."""
+        return Failed(
+            f"migration {script.id} cannot run as it is declared.",
+            reasons=[Reason(f"{self.clean(words)}: {why}", f"{script.id}:{line}")],
+            state=ROLLED_BACK,
+            next_commands=[f"add the line `{header}` to {script.id}, then {self.plan}"],
+            details={"script": script.id, "line": line, "header": header},
+        )
+
+    def not_verified(
+        self, script: Script, message: str, *, code: str | None = None, statements: int | None = None
+    ) -> Failed:
+        """A script after which its verify does not run; ``statements`` where they are all committed."""
+        return Failed(
+            f"migration {script.id} ran, and its verify failed on {self.place}.",
+            reasons=[Reason(self.clean(message) + (f" [{code}]" if code else ""), script.id)],
+            state=ROLLED_BACK if statements is None else f"All of its {statements} statements are committed.",
+            next_commands=[self.plan] if statements is None else self.repairs(script.id, statements)[1:],
+            details={"script": script.id, "code": code},
+        )
+
+    def unfit(self, reasons: Sequence[str]) -> Refused:
+        """A server on which no migration may run."""
+        return Refused(
+            f"no migration may run on {self.place}.",
+            reasons=[Reason(reason, self.place) for reason in reasons],
+            next_commands=[
+                f"correct environments/{self.customer}/{self.environment}.yaml, then the same command again"
+            ],
+        )
+
+
+def _committed(certain: int, perhaps: int | None) -> str:
+    """What is known to be committed of a script, as a sentence."""
+    known = {0: "No statement is known to be committed", 1: "Statement 1 is committed"}
+    said = known.get(certain, f"Statements 1 to {certain} are committed")
+    return f"{said}, statement {perhaps} may be." if perhaps is not None else f"{said}, the others are not."

@@ -250,6 +250,10 @@ step() {
     write_down "$direction-started" "$step_number" "$step_inputs" null
     flush
     say "step $step_number started"
+    # The way back takes what was kept for it: a link and a program's output need an inode as well.
+    if [ "$direction" = back ] && [ -d "$folder/.tma-reserve" ] && [ -n "$(say_if_full "$spool/room")" ]; then
+        rm -rf "$folder/.tma-reserve"
+    fi
     set +e
     (
         set -e
@@ -314,7 +318,7 @@ clean() {
 
 # Bytes and inodes that a job and its entries find when the disk is full.
 make_reserve() {
-    rm -f "$folder/.tma-reserve"
+    rm -rf "$folder/.tma-reserve"
     mkdir "$folder/.tma-reserve" || return
     for name in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do
         true >"$folder/.tma-reserve/$name" || return
@@ -326,7 +330,7 @@ end() {
     ending=yes
     flush
     # Not sooner: it is there for what this job has to write down.
-    [ -d "$folder/.tma-reserve" ] || make_reserve || :
+    [ -s "$folder/.tma-reserve/room" ] || make_reserve || :
     unlock_steps
 }
 

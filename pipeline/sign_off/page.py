@@ -92,6 +92,12 @@ class TicketShown(Noun):
     how_to_test: Text | None = None
 
 
+SchemaKind = Literal[
+    "table", "view", "function", "type", "sequence", "column", "index", "constraint", "trigger", "other"
+]
+"""What a schema is made of, as far as the page has words for it."""
+
+
 class AcceptedEdit(Noun):
     """A script that was edited after it was applied, and why an engineer found this harmless (``migrate.accept``)."""
 
@@ -117,13 +123,23 @@ class Difference(Noun):
     production: Text | None
 
 
+class SchemaChange(Noun):
+    """One thing of the database that is new, gone or another: an object, or with ``part`` a part of it (a column)."""
+
+    kind: SchemaKind
+    name: Line
+    part_kind: SchemaKind | None = None
+    part: Line | None = None
+    change: Literal["added", "removed", "changed"]
+
+
 class SignOffPage(Noun):
     """Everything that the page says about one release as deployed on test.
 
     ``from_version`` and ``from_release`` are what production runs now (None: nothing yet). ``migrations`` are the ids of
-    the scripts that production will run with this release, in order. ``content`` is the content hash that the decision is
-    bound to; ``deployment`` the number of the deployment on test. Instants are UTC, shown in ``time_zone`` (IANA name).
-    ``asked_by`` is the engineer to whom the approvers answer.
+    the scripts that production will run with this release, in order, ``schema_changes`` what they changed on test.
+    ``content`` is the content hash that the decision is bound to; ``deployment`` the number of the deployment on test.
+    Instants are UTC, shown in ``time_zone`` (IANA name). ``asked_by`` is the engineer to whom the approvers answer.
     """
 
     customer: Line
@@ -139,6 +155,7 @@ class SignOffPage(Noun):
     planned: Instant | None = None
     tickets: tuple[TicketShown, ...] = ()
     migrations: tuple[Line, ...] = ()
+    schema_changes: tuple[SchemaChange, ...] = ()
     accepted_edits: tuple[AcceptedEdit, ...] = ()
     checks: tuple[CheckShown, ...] = ()
     url: Line | None = None

@@ -88,6 +88,8 @@ def sentence(record: Record) -> str:
                 tail = f"; {back} serves again" if back else "; nothing was installed before"
                 if details.get("quarantined"):
                     tail = "; the way back failed: quarantined"
+                elif details.get("restored"):
+                    tail += " on the database as it was before"
             return f"{_deployment(record)}: {outcome}{tail}"
         case "sign-off-requested":
             return f"{by} asked for the sign-off of {record.release}"
@@ -99,6 +101,20 @@ def sentence(record: Record) -> str:
             return f"{by} accepted that the database of {record.environment} was replaced"
         case "migration-accepted":
             return f"{by} accepted the edit of migration {details['script']}"
+        case "migrations-baselined":
+            return f"{by} had {len(details['scripts'])} migration(s) count as applied on {record.environment}"
+        case "migration-repaired":
+            found = {"resume": "to be resumed", "done": "done", "reverted": "reverted"}[details["what"]]
+            return f"{by} found migration {details['script']} of {record.environment} {found}"
+        case "backup-made":
+            return f"{by} made backup {details['label']} of {record.environment}"
+        case "backup-proven":
+            return f"{by} proved backup {details['label']} of {record.environment}"
+        case "backup-restored" if "backups" in details:
+            return f"{_deployment(record)}: the way back restores backup {details['backups'][0]['label']}"
+        case "backup-restored":
+            outcome = {"ok": "restored", "failed": "could not restore", None: "began to restore"}[record.outcome]
+            return f"{by} {outcome} backup {details['label']} on {record.environment}"
         case "lock-released":
             return f"{by} released the lock of {record.environment}"
         case "erased":

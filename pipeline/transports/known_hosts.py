@@ -13,6 +13,7 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 from pipeline.errors import ConfigurationError, Reason
@@ -115,23 +116,30 @@ def trust_for(host: str, files: Iterable[Path], *, pinned: str | None = None, pi
         trust.accepted.append(parse_key(pinned, pinned_source))
     for path in files:
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")
+            stat = path.stat()
+            lines = _lines(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
         except FileNotFoundError:
             trust.sources.append(f"{path}, which does not exist")
             continue
         except OSError as error:
             raise ConfigurationError("a known_hosts file cannot be read.", reasons=[str(error)]) from error
         trust.sources.append(str(path))
-        for number, line in enumerate(text.splitlines(), 1):
-            _read_line(trust, line, f"{path}:{number}")
+        for number, words in lines:
+            _read_line(trust, words, f"{path}:{number}")
     return trust
 
 
-def _read_line(trust: Trust, line: str, source: str) -> None:
-    words = line.split()
-    if not words or words[0].startswith("#"):
-        return
-    marker = words.pop(0) if words[0].startswith("@") else ""
+@lru_cache(maxsize=8)
+def _lines(path: Path, *_stamps: int) -> list[tuple[int, list[str]]]:
+    """The words of each line that has some, with the line's number; a file is read once for all hosts."""
+    lines = enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+    return [(number, words) for number, line in lines if (words := line.split()) and not words[0].startswith("#")]
+
+
+def _read_line(trust: Trust, words: list[str], source: str) -> None:
+    marker = words[0] if words[0].startswith("@") else ""
+    if marker:
+        words = words[1:]
     if not words or not _matches(words[0], trust.host):
         return
     try:
@@ -161,9 +169,9 @@ def _matches(patterns: str, host: str) -> bool:
         return hmac.compare_digest(hmac.new(salt, host.encode(), hashlib.sha1).digest(), digest)
     found = False
     for pattern in patterns.lower().split(","):
+        wanted = pattern.removeprefix("!")
         # In these patterns brackets are the port's, never a set of characters.
-        literal = pattern.removeprefix("!").replace("[", "[[]")
-        if fnmatchcase(host, literal):
+        if host == wanted or (("*" in wanted or "?" in wanted) and fnmatchcase(host, wanted.replace("[", "[[]"))):
             if pattern.startswith("!"):
                 return False
             found = True

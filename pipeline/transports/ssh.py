@@ -71,9 +71,11 @@ exit $?
 
 
 @lru_cache(maxsize=8)
-def _read_config(path: Path, *_stamps: int) -> paramiko.SSHConfig:
-    """The ssh_config, read once for all hosts."""
-    return paramiko.SSHConfig.from_path(str(path))
+def _read_config(path: Path | None, *_stamps: int) -> Config:
+    """The ssh_config as Fabric takes it, read once for all hosts; None where there is none. No connection changes it."""
+    settings = paramiko.SSHConfig.from_path(str(path)) if path else paramiko.SSHConfig()
+    # lazy: not Fabric's own files (/etc/fabric.yml, ~/.fabric.yml), which could set a gateway or a key.
+    return Config(ssh_config=settings, lazy=True)  # type: ignore[no-untyped-call]
 
 
 def _no_secrets(reference: str) -> str:
@@ -102,16 +104,13 @@ class SshTransport:
     ) -> None:
         path = ssh_config or Path.home() / ".ssh" / "config"
         try:
-            settings = paramiko.SSHConfig()
-            if ssh_config is not None or path.exists():
-                stat = path.stat()
-                settings = _read_config(path, stat.st_mtime_ns, stat.st_size)
+            stat = path.stat() if ssh_config is not None or path.exists() else None
+            settings = _read_config(path, stat.st_mtime_ns, stat.st_size) if stat else _read_config(None)
             self._connection = Connection(
                 host.address,
                 user=host.user,
                 port=host.port,
-                # lazy: not Fabric's own files (/etc/fabric.yml, ~/.fabric.yml), which could set a gateway or a key.
-                config=Config(ssh_config=settings, lazy=True),  # type: ignore[no-untyped-call]
+                config=settings,
                 config_folder=path.parent,
                 user_known_hosts=(known_hosts,) if known_hosts else (),
                 host_key=host.host_key,

@@ -106,6 +106,9 @@ class _Transport(paramiko.Transport):
                     paramikos._send_message(message)
                     return
 
+    def _parse_debug(self, message: Any) -> None:
+        """Nothing: what a server has to tell those who debug it, Paramiko would write down letter by letter."""
+
     def watch(self) -> None:
         """From now on the server must answer when it is asked for a sign of life."""
         self.wire.ask = self._ask
@@ -172,7 +175,9 @@ class Connection(FabricConnection):
     counts, else OpenSSH's usual files. ``host_key`` pins the key of this host (not of its jump hosts).
     """
 
-    # Fabric's base class turns an attribute that its class does not have into a configuration value.
+    # Fabric's base class turns an attribute that its class does not have into a configuration value, for all connections
+    # that share the configuration.
+    inline_ssh_env: Any = None
     trust: Any = None
     host: Any = None
     port: Any = None
@@ -217,6 +222,14 @@ class Connection(FabricConnection):
             "banner_timeout": CONNECT_TIMEOUT,
             "auth_timeout": CONNECT_TIMEOUT,
         }
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The base class goes through all its names for each attribute, which is most of what a connection costs before it
+        # is opened.
+        if hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def resolve_connect_kwargs(self, connect_kwargs: Any) -> dict[str, Any]:
         """None of Fabric's: the login takes what it needs from the ssh_config by itself."""
@@ -309,7 +322,9 @@ class Connection(FabricConnection):
         )
 
     def _socket(self) -> socket.socket:
-        sock = socket.create_connection((self.host, self.port), timeout=CONNECT_TIMEOUT)
+        # Bytes are not looked up as an international name, whose tables take longer to load than the connection.
+        name = self.host.encode() if self.host.isascii() else self.host
+        sock = socket.create_connection((name, self.port), timeout=CONNECT_TIMEOUT)
         # Without NODELAY a command takes 48 ms instead of 5.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):

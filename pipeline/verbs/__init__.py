@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.command_line.program import run
 from pipeline.command_line.verb import Verb
 from pipeline.verbs import (
+    backups,
     demo,
     deployment,
     development,
     drift,
     line,
+    migrations,
     overview,
     product,
     release,
@@ -23,7 +25,9 @@ from pipeline.verbs import (
     upkeep,
 )
 
-MODULES: tuple[ModuleType, ...] = (product, line, release, deployment, sign_off, overview, drift, ticket, upkeep, demo)
+MODULES: tuple[ModuleType, ...] = (
+    *(product, line, release, deployment, sign_off, overview, drift, migrations, backups, ticket, upkeep, demo),
+)
 if development.in_checkout():
     MODULES = (*MODULES, development)
 

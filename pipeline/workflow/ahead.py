@@ -1,13 +1,40 @@
-"""What hosts will be sent, made ready while they are being looked at: a controller that waits for a host has time."""
+"""What is needed once hosts were looked at, made ready meanwhile: a controller that waits for a host has time."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 from pipeline.model import Manifest
 from pipeline.payload import Payloads, listing_digest
+
+T = TypeVar("T")
+
+
+class Meanwhile(Generic[T]):
+    """What ``work`` gives, computed in a thread of its own from now on; its error is raised where the result is asked for."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._result: T
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._do, name="meanwhile", daemon=True)
+        self._thread.start()
+
+    def _do(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as error:  # raised again by whoever asks
+            self._error = error
+
+    def result(self) -> T:
+        """The result, waited for."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result
 
 
 class Ahead:

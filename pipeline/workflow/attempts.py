@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from dataclasses import replace
+from functools import partial
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from pipeline import rules, runner
-from pipeline.errors import Failed, Locked, PartlyDone, PipelineError, Reason, Refused, overtaken
-from pipeline.host import Host
+from pipeline.errors import Failed, Locked, PipelineError, Reason, Refused, overtaken
 from pipeline.lease import WAIT, Held, hold
-from pipeline.model import Draft, Record, RefMove
+from pipeline.model import Draft, Record
 from pipeline.state import Running, State
 from pipeline.transports import LineCut
 from pipeline.workflow import failures
-from pipeline.workflow.gathering import Case, history_of
+from pipeline.workflow.databases import history_of
+from pipeline.workflow.gathering import Case
 from pipeline.workflow.ground import Attempt, ground_for
+from pipeline.workflow.outcomes import Migrated, asks, migrated_in, write_outcome, write_partly
 from pipeline.workflow.plans import against_bringing_back, command, past_return, resume_commands
-from pipeline.workflow.session import Result, end_of_day
+from pipeline.workflow.restoring import announce
+from pipeline.workflow.session import Result
 
 
 class DeploymentResult(Result):
@@ -66,7 +68,7 @@ def carry_out(case: Case) -> DeploymentResult:
             f"deployment {attempt.deployment} ({case.purpose}) of {case.release.name} on {key} of {case.customer}"
             + (" is resumed" if case.resumes else "")
         )
-        ground = ground_for(case, attempt, files, held.check)
+        ground = replace(ground_for(case, attempt, files, held.check), restoring=partial(announce, case, attempt, held))
         try:
             report = runner.run(
                 case.plan,
@@ -80,7 +82,7 @@ def carry_out(case: Case) -> DeploymentResult:
                 if running is not None
                 else (),
             )
-            applied = _applied_in(case, run)
+            migrated = migrated_in(case, run)
         except (KeyboardInterrupt, SystemExit):
             raise failures.interrupted(case, attempt.deployment) from None
         except (LineCut, PipelineError) as error:
@@ -95,9 +97,9 @@ def carry_out(case: Case) -> DeploymentResult:
         if report.outcome == "unknown":
             raise failures.past_the_point(case, attempt.deployment, report)
         if report.left and report.trouble is None:
-            _write_partly(case, attempt, report, held)
+            write_partly(case, attempt, report, held)
             raise failures.left_partly(case, attempt.deployment, report)
-        return _finished(case, attempt, report, applied, held)
+        return _finished(case, attempt, report, migrated, held)
 
 
 def bring_back(case: Case, running: Running) -> DeploymentResult:
@@ -121,18 +123,21 @@ def bring_back(case: Case, running: Running) -> DeploymentResult:
     with _held(case, running.run, again) as held:
         attempt = _announce(case, running.run, held, _began_with(case, running))
         try:
-            report = runner.bring_back(case.plan, ground_for(case, attempt, {}, held.check), case.before)
-            applied = _applied_in(case, running.run)
+            ground = ground_for(case, attempt, {}, held.check)
+            report = runner.bring_back(case.plan, ground, case.before, running.restoring)
+            migrated = migrated_in(case, running.run)
         except (KeyboardInterrupt, SystemExit):
             raise failures.interrupted(case, attempt.deployment) from None
         except (LineCut, PipelineError) as error:
             if overtaken(error):
                 raise
             raise failures.unknown(case, attempt.deployment, error) from error
-        finished = _write_outcome(case, attempt, report, applied, held)
+        finished = write_outcome(case, attempt, report, migrated, held)
         if report.trouble is not None:
             raise failures.brought_back(case, attempt.deployment, report, finished)
         back = f"{case.plan.installed} serves again" if case.plan.installed else "nothing is installed, as before"
+        if report.restored:
+            back += f"; the backup {report.restored[0]['label']} is restored"
         return DeploymentResult(
             changed=True,
             what=f"deployment {attempt.deployment} of {running.release} on {key} of {case.customer} is brought back: {back}",
@@ -143,7 +148,7 @@ def bring_back(case: Case, running: Running) -> DeploymentResult:
             deployment=attempt.deployment,
             content=case.content,
             tickets=case.tickets,
-            migrations=tuple(applied),
+            migrations=tuple(migrated.scripts),
             record=finished,
             next_commands=(f"invoke status customer={case.customer}",),
         )
@@ -165,10 +170,15 @@ def restore_first(case: Case) -> tuple[Reason, ...]:
     if not needed:
         return ()
     rows = history_of(dossier, case.environment, case.hosts[case.environment.hosts[0].name], dossier.playbook.playbook)
+    labels = {
+        run: next((b["label"] for b in record.details.get("backups", ()) if b.get("what") == "database"), "…")
+        for (run, _), (_, record) in needed.items()
+    }
     return tuple(
         Reason(
             f"{row.script} ({needed[row.run, row.script][0]}) is applied: only a restore of the backup lets "
-            f"{case.release.name} run again; restore it, then give the same command, or keep "
+            f"{case.release.name} run again; restore it (invoke backup.restore customer={case.customer} env={key} "
+            f"backup={labels[row.run]} reason=…), then give the same command, or keep "
             f"{needed[row.run, row.script][1].release} with lock.release installed=",
             needed[row.run, row.script][1].id,
         )
@@ -286,178 +296,14 @@ def _decisive(state: State) -> tuple[object, ...]:
     return (state.environments, state.sign_offs, state.patches, state.accepted)
 
 
-def _applied_in(case: Case, run: str) -> dict[str, str]:
-    """The migrations that this run applied in any of its attempts, with checksums, as the database itself says."""
-    if case.purpose == "rollback":
-        return {}
-    first: Host = case.hosts[case.environment.hosts[0].name]
-    rows = history_of(case.dossier, case.environment, first, case.playbook)
-    return {row.script: row.checksum for row in rows if row.run == run}
-
-
-def _write_partly(case: Case, attempt: Attempt, report: runner.Report, held: Held) -> None:
-    """Records which host runs which release, where the playbook leaves the finished ones; the deployment stays open."""
-    session, key = case.dossier.session, case.environment.key
-    hosts = {name: case.release.name if name in report.left else case.plan.installed for name in case.hosts}
-    assert report.error is not None
-    error = session.conceal(report.error.render())
-
-    def decide(state: State) -> list[Draft]:
-        held.check()
-        return [
-            Draft(
-                id=f"{attempt.run}-deployment-partly-done-{attempt.fence}",
-                run=attempt.run,
-                kind="deployment-partly-done",
-                at=session.now(),
-                product=case.dossier.customer.product,
-                environment=key,
-                release=case.release.name,
-                content=case.content,
-                tickets=case.dossier.tickets(case.tickets),
-                texts={"people": case.dossier.people_used(session.actor.key), "error": error},
-                details={
-                    "deployment": attempt.deployment,
-                    "purpose": case.purpose,
-                    "started": attempt.record,
-                    "hosts": hosts,
-                },
-            )
-        ]
-
-    case.dossier.ledger.append(session.signer, decide)
-
-
-def _write_outcome(case: Case, attempt: Attempt, report: runner.Report, applied: dict[str, str], held: Held) -> str:
-    """The id of the record of the outcome; with it move the environment's branch and, on test, the request."""
-    dossier, session, key = case.dossier, case.dossier.session, case.environment.key
-    ok = report.outcome == "ok"
-    finished_id = f"{attempt.run}-deployment-finished-1"
-    customer = dossier.customer
-    due = end_of_day(
-        session.now().astimezone(ZoneInfo(customer.time_zone)).date() + timedelta(days=customer.sign_off_days), customer
-    )
-
-    def decide(state: State) -> list[Draft]:
-        held.check()
-        now = state.environment(key).running
-        if (now is None or now.record != attempt.record) and dossier.ledger.record(finished_id) is None:
-            raise PartlyDone(
-                f"deployment {attempt.deployment} on {key} of {case.customer} was taken out of this run's hands meanwhile",
-                reasons=[Reason("it is no longer open in the ledger", f"record {state.number}")],
-                state=f"This run had ended with: {report.outcome}. The ledger says nothing of it.",
-                next_commands=[f"invoke plan customer={case.customer} env={key}"],
-            )
-        common: dict[str, Any] = {
-            "run": attempt.run,
-            "at": session.now(),
-            "product": customer.product,
-            "environment": key,
-            "release": case.release.name,
-            "content": case.content,
-            "tickets": dossier.tickets(case.tickets),
-        }
-        details: dict[str, Any] = {
-            "deployment": attempt.deployment,
-            "purpose": case.purpose,
-            "started": attempt.record,
-            "from": case.plan.installed,
-            "version": case.release.version,
-            "patches": list(case.release.patches),
-            "settings": case.settings,
-            "scripts": applied,
-            "checks": report.checks,
-            "backups": report.backups,
-            "hosts": sorted(case.hosts),
-        }
-        texts: dict[str, str | bytes] = {"people": dossier.people_used(session.actor.key)}
-        moves: tuple[RefMove, ...] = ()
-        if ok:
-            move = dossier.installation.deployed(
-                key,
-                case.release.commit,
-                dossier.repository.ref(dossier.installation.env_ref(key)),
-                title=f"{case.purpose} {case.release.name} on {key} (deployment {attempt.deployment})",
-                author=session.signer.key,
-                at=session.now(),
-                trailers={
-                    "Record-Id": finished_id,
-                    "Environment": key,
-                    "Release": case.release.name,
-                    "Product-Version": case.release.version,
-                    "Ticket": ", ".join(case.tickets),
-                    "Content-SHA256": case.content,
-                },
-            )
-            moves = (move,)
-        else:
-            assert report.error is not None
-            details |= {
-                "failed_action": report.failed.title if report.failed else None,
-                "failed_host": report.failed.host if report.failed else None,
-                "back_to": case.plan.installed,
-                "quarantined": report.trouble is not None,
-            }
-            if needed := {script: kind for script, kind in case.plan.restore_needed.items() if script in applied}:
-                details["restore_needed"] = needed
-            texts["error"] = session.conceal(report.error.render())
-            if report.trouble is not None:
-                texts["trouble"] = session.conceal(report.trouble.render())
-        drafts = [
-            Draft(
-                id=finished_id,
-                kind="deployment-finished",
-                outcome=report.outcome,
-                moves=moves,
-                texts=texts,
-                details=details,
-                configuration=dossier.configuration(key),
-                **common,
-            )
-        ]
-        if ok and _asks(case):
-            drafts.append(
-                Draft(
-                    id=f"{attempt.run}-sign-off-requested-1",
-                    kind="sign-off-requested",
-                    texts={"people": dossier.people_used(session.actor.key, *customer.approvers)},
-                    details={
-                        "settings": case.settings,
-                        "deployment": attempt.deployment,
-                        "due": f"{due:%Y-%m-%dT%H:%M:%SZ}",
-                        "approvers": list(customer.approvers),
-                        "version": case.release.version,
-                        "accepted_edits": [edit.applied.script for edit in case.comparison.accepted],
-                        "scripts": [s.id for s, _ in case.scripts.values()],
-                        "differences": [difference.model_dump() for difference in case.differences],
-                    },
-                    configuration=dossier.configuration(
-                        *(k for k in ("test", "production") if k in dossier.loaded.environments)
-                    ),
-                    **common,
-                )
-            )
-        return drafts
-
-    dossier.ledger.append(session.signer, decide)
-    return finished_id
-
-
-def _asks(case: Case) -> bool:
-    """Whether a sign-off is asked for when this is done."""
-    return case.environment.key == "test" and case.purpose != "rollback"
-
-
-def _finished(
-    case: Case, attempt: Attempt, report: runner.Report, applied: dict[str, str], held: Held
-) -> DeploymentResult:
-    finished_id = _write_outcome(case, attempt, report, applied, held)
+def _finished(case: Case, attempt: Attempt, report: runner.Report, migrated: Migrated, held: Held) -> DeploymentResult:
+    finished_id = write_outcome(case, attempt, report, migrated, held)
     if report.outcome != "ok":
         raise failures.brought_back(case, attempt.deployment, report, finished_id)
-    key, asks = case.environment.key, _asks(case)
+    key, asked = case.environment.key, asks(case)
     verb = {"deploy": "holds", "promote": "runs", "rollback": "is back on"}[case.purpose]
     after: tuple[str, ...]
-    if asks:
+    if asked:
         after = (f"invoke signoff.page customer={case.customer}",)
     elif case.purpose == "promote":
         after = (f"invoke status customer={case.customer}", f"invoke history customer={case.customer}")
@@ -475,9 +321,9 @@ def _finished(
         deployment=attempt.deployment,
         content=case.content,
         tickets=case.tickets,
-        migrations=tuple(applied),
+        migrations=tuple(migrated.scripts),
         checks=tuple(report.checks),
         record=finished_id,
-        sign_off_requested=asks,
+        sign_off_requested=asked,
         next_commands=after,
     )

@@ -6,8 +6,9 @@ from functools import partial
 
 from pipeline import rules
 from pipeline.errors import Reason, Refused, UsageError
-from pipeline.state import Deployed, State
+from pipeline.state import Deployed, Running, State
 from pipeline.workflow.attempts import DeploymentResult, bring_back, carry_out, restore_first
+from pipeline.workflow.failures import went_back
 from pipeline.workflow.gathering import Case
 from pipeline.workflow.lock_status import LockStatus, lock_status
 from pipeline.workflow.locks import LockReleased, release_lock, tidy_lease
@@ -21,7 +22,7 @@ from pipeline.workflow.plans import (
     planned_back,
     tickets_of,
 )
-from pipeline.workflow.session import Session
+from pipeline.workflow.session import Dossier, Session
 from pipeline.workflow.waiting import in_turn
 
 __all__ = [
@@ -69,6 +70,8 @@ def deploy(
     dossier.environment(environment)
     state = dossier.state()
     chosen = chosen_release(dossier, state, release, "deploy")
+    if running := _on_its_way_back(state, environment, "deploy", chosen.name):
+        return _goes_on_back(dossier, state, environment, running, dry_run=dry_run)
     named = tickets_of(dossier, state, chosen, tickets)
     with looked_at(dossier, state, environment, "deploy", chosen, named, accept_drift=accept_drift) as case:
         if dry_run:
@@ -102,6 +105,8 @@ def promote(
     dossier.environment("production")
     state = dossier.state()
     chosen = chosen_release(dossier, state, release, "promote")
+    if running := _on_its_way_back(state, "production", "promote", chosen.name):
+        return _goes_on_back(dossier, state, "production", running, dry_run=dry_run)
     named = tickets_of(dossier, state, chosen)
     with looked_at(dossier, state, "production", "promote", chosen, named, accept_drift=accept_drift) as case:
         if dry_run:
@@ -161,6 +166,28 @@ def rollback(
         if dry_run:
             return planned(case)
         return carry_out(case)
+
+
+def _on_its_way_back(state: State, environment: str, purpose: str, release: str) -> Running | None:
+    """The open deployment that this command resumes, if its way back has begun with a restore."""
+    running = state.environment(environment).running
+    if running is None or not running.restoring or (running.purpose, running.release) != (purpose, release):
+        return None
+    return running
+
+
+def _goes_on_back(
+    dossier: Dossier, state: State, environment: str, running: Running, *, dry_run: bool
+) -> DeploymentResult | PlanResult:
+    """Finishes that way back, which is a failed deployment all the same."""
+    begun = dossier.release(running.release, state)
+    named = tuple(ticket.id for ticket in running.tickets)
+    purpose: rules.Purpose = "promote" if running.purpose == "promote" else "deploy"
+    with looked_at(dossier, state, environment, purpose, begun, named, frozen=running) as case:
+        if dry_run:
+            return planned_back(case, running)
+        done = bring_back(case, running)
+        raise went_back(case, done, done.record)
 
 
 def _check_reason(accept_drift: str | None) -> None:

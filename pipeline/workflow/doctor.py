@@ -11,7 +11,8 @@ from pipeline.host import Host
 from pipeline.preflight import HostFacts, Need
 from pipeline.state import State
 from pipeline.transports import LineCut
-from pipeline.workflow.gathering import closing, hosts_of, open_database, release_manifest
+from pipeline.workflow.databases import committed, open_database
+from pipeline.workflow.gathering import closing, hosts_of, release_manifest
 from pipeline.workflow.hosts import at_once, journal_disagreements
 from pipeline.workflow.session import Dossier, Result, Session
 
@@ -182,13 +183,29 @@ def _judge(dossier: Dossier, environment: str, state: State, name: str, row: Row
 def _database(dossier: Dossier, environment: str, host: Host, row: Row) -> Row:
     target = dossier.environment(environment)
     engine = target.database.engine if target.database else ""
-    found: Row = {"engine": engine, "host": host.name, "reached": None, "migrations": None, "troubles": []}
+    found: Row = {
+        "engine": engine,
+        "host": host.name,
+        "reached": None,
+        "migrations": None,
+        "troubles": [],
+        "warnings": [],
+    }
     if not row["reached"] or row["seen"].foreign:
         return found
     try:
         database = open_database(dossier, target, host)
         try:
-            found |= {"reached": True, "migrations": len(database.history())}
+            rows, server = database.history(), database.server()
+            found |= {"reached": True, "migrations": len(rows), "version": server.version}
+            found["warnings"] = list(server.substitutes)
+            found["troubles"] += [f"the database cannot be migrated: {refusal}" for refusal in server.refusals]
+            found["troubles"] += [
+                f"migration {row.script} was begun and not finished ({committed(row)}): invoke migrate.repair "
+                f"customer={dossier.key} env={environment} script={row.script} reason=…"
+                for row in rows
+                if row.state == "running"
+            ]
         finally:
             database.close()
     except (PipelineError, LineCut) as error:
@@ -222,7 +239,9 @@ def _report(hosts: Sequence[Row], databases: Sequence[Row]) -> list[str]:
     for row in databases:
         answer = {True: f"answers, {row['migrations']} migration(s) in its history", None: "was not asked"}
         lines.append(
-            f"{row['environment']} database ({row['engine']}): {answer.get(row['reached'], 'does not answer')}"
+            f"{row['environment']} database ({row.get('version') or row['engine']}): "
+            + answer.get(row["reached"], "does not answer")
         )
+        lines += [f"  note: {warning}" for warning in row["warnings"]]
         lines += [f"  trouble: {trouble}" for trouble in row["troubles"]]
     return lines

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+
 from pipeline import runner
 from pipeline.errors import Failed, Interrupted, PartlyDone, PipelineError, Reason, Refused
+from pipeline.workflow.databases import repair_commands
 from pipeline.workflow.gathering import Case
 from pipeline.workflow.plans import command, resume_commands
+from pipeline.workflow.session import Result
 
 
 def refused(case: Case) -> PipelineError:
@@ -60,6 +64,10 @@ def refused(case: Case) -> PipelineError:
             next_commands.append(case.dossier.decision_command(sign_off.release) if written else page)
         else:
             next_commands.append(f"invoke deploy customer={case.customer} release={case.release.name}")
+    next_commands += repair_commands(case.customer, key, case.look)
+    next_commands += _another_schema_on_test(case) if "rehearsed_on_test" in rule_names else ()
+    if case.facts.unknown_schema:
+        next_commands.append(f"invoke migrate.baseline customer={case.customer} env={key} reason=… --dry-run")
     if case.facts.edited:
         script = case.facts.edited[0]
         next_commands.append(f"invoke migrate.accept customer={case.customer} script={script} env={key} reason=…")
@@ -77,6 +85,17 @@ def refused(case: Case) -> PipelineError:
 
 def _serves_it(case: Case) -> bool:
     return any(host.drift and host.current == case.release.name for host in case.facts.hosts)
+
+
+def _another_schema_on_test(case: Case) -> list[str]:
+    """What says that a new database may have this full schema, where test, which is no new one, had an earlier text of it."""
+    ran = case.state.environment("test").applied
+    return [
+        f"invoke migrate.accept customer={case.customer} script={shlex.quote(script.id)} env=test "
+        f"release={case.release.name} reason=…"
+        for script in case.comparison.pending
+        if script.kind == "initial" and ran.get(script.id, script.checksum) != script.checksum
+    ]
 
 
 def _out_of_quarantine(case: Case) -> list[str]:
@@ -97,16 +116,27 @@ def interrupted(case: Case, deployment: str) -> PipelineError:
 
 def unknown(case: Case, deployment: str, error: Exception) -> PipelineError:
     """A line was cut, or something answered that we cannot judge; it is open."""
-    reasons = [Reason(error.what), *error.reasons] if isinstance(error, PipelineError) else [Reason(str(error))]
+    reasons = [Reason(error.what), *_told(error)] if isinstance(error, PipelineError) else [Reason(str(error))]
     return PartlyDone(
         f"deployment {deployment} of {case.release.name} on {case.environment.key} of {case.customer}: outcome unknown",
         reasons=reasons,
         state=_OPEN,
-        next_commands=_finish_or_bring_back(case),
+        next_commands=[*_repair(error), *_finish_or_bring_back(case)],
     )
 
 
 _OPEN = "It is open: what was done stays, nothing was guessed. The same command resumes it; rollback brings it back."
+
+
+def _repair(error: BaseException | None) -> list[str]:
+    """What the database says to do about a script that was begun and not finished."""
+    named = error.next_commands if isinstance(error, PipelineError) else ()
+    return [command for command in named if command.startswith("invoke migrate.repair ")]
+
+
+def _told(error: PipelineError) -> list[Reason]:
+    """The error's reasons, and of a script that was begun and not finished what is committed."""
+    return [*error.reasons, *([Reason(error.state)] if error.state and _repair(error) else [])]
 
 
 def _finish_or_bring_back(case: Case) -> list[str]:
@@ -120,7 +150,7 @@ def left_partly(case: Case, deployment: str, report: runner.Report) -> PipelineE
     others = [name for name in case.hosts if name not in report.left]
     return PartlyDone(
         f"deployment {deployment} of {case.release.name} on {case.environment.key} of {case.customer} is partly done",
-        reasons=[Reason(report.error.what, report.failed.host if report.failed else None), *report.error.reasons],
+        reasons=[Reason(report.error.what, report.failed.host if report.failed else None), *_told(report.error)],
         state=f"{', '.join(report.left)}: {case.release.name}; {', '.join(others)}: {case.plan.installed or 'nothing'}. "
         "It is open: the same command goes on with the others, rollback brings all of them back.",
         next_commands=_finish_or_bring_back(case),
@@ -133,10 +163,10 @@ def past_the_point(case: Case, deployment: str, report: runner.Report) -> Pipeli
     return PartlyDone(
         f"deployment {deployment} of {case.release.name} on {case.environment.key} of {case.customer} "
         "failed after the point of no return",
-        reasons=[Reason(report.error.what), *report.error.reasons],
+        reasons=[Reason(report.error.what), *_told(report.error)],
         state=f"{case.release.name} serves; {', '.join(report.scripts) or 'an earlier migration'} is applied and the old "
         "code may not run on it. The deployment is open: mend the cause, then the same command resumes it.",
-        next_commands=[command(case)],
+        next_commands=[*_repair(report.error), command(case)],
     )
 
 
@@ -146,7 +176,8 @@ def brought_back(case: Case, deployment: str, report: runner.Report, record: str
     key = case.environment.key
     title, host = (report.failed.title, report.failed.host) if report.failed else ("the way back", None)
     what = f"deployment {deployment} of {case.release.name} on {key} of {case.customer}: {title}"
-    reasons = [Reason(report.error.what, host), *report.error.reasons]
+    told = report.error.reasons if report.restored else _told(report.error)
+    reasons = [Reason(report.error.what, host), *told]
     if report.trouble is None:
         back = (
             f"{case.plan.installed} serves again"
@@ -154,11 +185,18 @@ def brought_back(case: Case, deployment: str, report: runner.Report, record: str
             else "nothing was installed before, and nothing is now"
         )
         applied = f" Applied migrations stay: {', '.join(report.scripts)}." if report.scripts else ""
+        if report.restored:
+            labels = ", ".join(dict.fromkeys(backup["label"] for backup in report.restored))
+            applied = f" The data is as it was before: restored from the backup {labels}."
+        elif report.half_done:
+            applied += (
+                f" Of {', '.join(report.half_done)} a part may be applied; nothing is deployed until it is repaired."
+            )
         return Failed(
             what,
             reasons=reasons,
             state=f"Brought back by itself: {back}.{applied} It is recorded as failed ({record}).",
-            next_commands=[f"invoke history customer={case.customer}"],
+            next_commands=[*_repair(report.error), f"invoke history customer={case.customer}"],
         )
     done = "; ".join(f"{action.host}: {action.title}" for action in report.back) or "nothing"
     return PartlyDone(
@@ -167,5 +205,29 @@ def brought_back(case: Case, deployment: str, report: runner.Report, record: str
         state=f"{key} of {case.customer} is quarantined: nothing further happens by itself. Of the way back was done: {done}."
         + (f" {', '.join(report.left)}: left on {case.release.name}." if report.left else "")
         + (f" rollback brings every host to {case.plan.installed}." if case.plan.installed else ""),
-        next_commands=_out_of_quarantine(case),
+        next_commands=[*_repair(report.error), *_restore(case, report), *_out_of_quarantine(case)],
+    )
+
+
+def _restore(case: Case, report: runner.Report) -> list[str]:
+    """What restores the backup by hand, where something was applied that the code alone does not bring back from."""
+    touched = {*report.scripts, *report.half_done, *(row.script for row in case.history)}
+    if report.restored or touched.isdisjoint({*case.plan.restore_needed, *case.plan.restore_if_half}):
+        return []
+    return [
+        f"invoke backup.restore customer={case.customer} env={case.environment.key} backup={backup['label']} reason=…"
+        for backup in report.backups
+        if backup["what"] == "database"
+    ][:1]
+
+
+def went_back(case: Case, done: Result, record: str | None) -> PipelineError:
+    """A deployment that had failed before it was interrupted, and whose way back has been finished now."""
+    return Failed(
+        done.what,
+        reasons=[
+            Reason("it had failed, and was interrupted on its way back, which it has now gone to its end", record)
+        ],
+        state="Brought back; it is recorded as failed.",
+        next_commands=[f"invoke history customer={case.customer}"],
     )

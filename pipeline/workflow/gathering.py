@@ -6,7 +6,7 @@ prints it; ``deploy``, ``promote`` and ``rollback`` act on the very same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,19 +18,40 @@ from pipeline.databases import Database
 from pipeline.differences import Difference, differences, settings_hash
 from pipeline.errors import ConfigurationError, Reason, Refused
 from pipeline.host import Host
-from pipeline.migrations import Comparison, compare, scripts_of
+from pipeline.migrations import Comparison
 from pipeline.model import Applied, Environment, Manifest, Person, Script
 from pipeline.payload import Payloads
-from pipeline.playbook import ConfigureStep, MigrateStep, Plan, Playbook, Target, plan, restore_needed, unmatched
+from pipeline.playbook import (
+    ConfigureStep,
+    Plan,
+    Playbook,
+    Target,
+    half_unproven,
+    plan,
+    restore_needed,
+    unmatched,
+    without_backup,
+)
 from pipeline.preflight import HostFacts
 from pipeline.settings import DATED_KEYS
+from pipeline.shared_backup import SharedBackups
 from pipeline.state import Deployed, EnvironmentState, ReleaseState, Running, State
 from pipeline.steps import Unproven
 from pipeline.strict_yaml import Source, parse, wrong
 from pipeline.validation import validated
-from pipeline.versions import order, split_release
-from pipeline.workflow.ahead import Ahead
+from pipeline.workflow.ahead import Ahead, Meanwhile
+from pipeline.workflow.databases import (
+    Look,
+    Proof,
+    look_at,
+    migrates,
+    open_database,
+    running_bytes,
+    unrehearsed,
+    vanished_scripts,
+)
 from pipeline.workflow.hosts import Depth, looked_at_hosts
+from pipeline.workflow.linting import Finding, findings_of
 from pipeline.workflow.session import Dossier
 
 DRIFT_KEPT = 100
@@ -56,9 +77,8 @@ class Case:
     refusals: tuple[Reason, ...]
     plan: Plan
     before: Plan | None
-    scripts: dict[str, tuple[Script, bytes]]
-    comparison: Comparison
-    history: list[Applied]
+    look: Look
+    findings: tuple[Finding, ...]
     differences: tuple[Difference, ...]
     ahead: Ahead
     hosts: dict[str, Host] = field(default_factory=dict)
@@ -69,6 +89,21 @@ class Case:
         return self.dossier.key
 
     @property
+    def scripts(self) -> Mapping[str, tuple[Script, bytes]]:
+        """The release's migrations with their bytes, in order."""
+        return self.look.scripts
+
+    @property
+    def comparison(self) -> Comparison:
+        """How they stand to the database's history."""
+        return self.look.comparison
+
+    @property
+    def history(self) -> list[Applied]:
+        """The database's history; empty where it was not asked."""
+        return self.look.history
+
+    @property
     def accepted_drift(self) -> dict[str, list[str]]:
         """For the record: of each host what was changed there and is gone over; empty where nothing was."""
         if self.facts.accept_drift is None:
@@ -77,16 +112,25 @@ class Case:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What refuses nothing: a protection that a host lacks with its substitute, a clock that is a little wrong."""
-        return tuple(warning for host in self.facts.hosts for warning in preflight.warnings(host))
+        """What refuses nothing: a protection that a host or database lacks with its substitute, a clock a little wrong."""
+        server = self.look.server
+        lacks = (
+            [f"the database ({server.version}): {substitute}" for substitute in server.substitutes] if server else []
+        )
+        return (*(warning for host in self.facts.hosts for warning in preflight.warnings(host)), *lacks)
 
     def plan_has_migrations(self) -> bool:
         """Whether scripts of the release are still to be applied here."""
         return bool(self.comparison.pending)
 
-    def database(self, host: Host) -> Database:
-        """The environment's database as seen from ``host``."""
-        return open_database(self.dossier, self.environment, host)
+    def database(self, host: Host, proof: Proof | None = None) -> Database:
+        """The environment's database as seen from ``host``; ``proof`` takes the place of what its file says of backups."""
+        return open_database(self.dossier, self.environment, host, proof)
+
+    def shared(self, host: Host) -> SharedBackups:
+        """The backups of the host's ``shared/``."""
+        dossier = self.dossier
+        return wiring.shared_backups_for(self.environment, dossier.customer, host, dossier.session.resolve)
 
     def render(self, host: str, template: str) -> bytes:
         """One template of the release filled in for one host, secrets resolved."""
@@ -140,41 +184,10 @@ def closing(*groups: dict[str, Host]) -> Iterator[None]:
                 host.transport.close()
 
 
-def open_database(dossier: Dossier, environment: Environment, host: Host) -> Database:
-    """The environment's database as seen from ``host``; ConfigurationError when it has none."""
-    return wiring.database_for(environment, dossier.customer, host, dossier.session.resolve)
-
-
 def release_manifest(dossier: Dossier, release: ReleaseState, *, afresh: bool = False) -> Manifest:
     """Every file of the release with its SHA-256; computed once per tree, or ``afresh`` where a cache must not be believed."""
     cache = None if afresh else dossier.session.work / "cache" / "manifests"
     return dossier.installation.manifest(release.commit, cache=cache)
-
-
-def release_scripts(dossier: Dossier, playbook: Playbook, manifest: Manifest) -> dict[str, tuple[Script, bytes]]:
-    """The release's migrations with their bytes, in order."""
-    if playbook.migrations is None:
-        return {}
-    inside = playbook.migrations.folder.strip("/") + "/"
-    contents = dossier.repository.read_many([file.blob for file in manifest.files if file.path.startswith(inside)])
-    scripts = scripts_of(manifest, playbook.migrations.folder, playbook.migrations.pattern, contents.get)
-    return {script.id: (script, contents[script.blob] or b"") for script in scripts}
-
-
-def migrates(environment: Environment, playbook: Playbook) -> bool:
-    """Whether deployments here apply migrations at all: there is a database, and a step for them."""
-    return environment.database is not None and any(isinstance(step, MigrateStep) for step in playbook.steps)
-
-
-def history_of(dossier: Dossier, environment: Environment, host: Host, playbook: Playbook) -> list[Applied]:
-    """The migrations that the environment's database has had; nothing where the playbook migrates none."""
-    if not migrates(environment, playbook):
-        return []
-    database = open_database(dossier, environment, host)
-    try:
-        return database.history()
-    finally:
-        database.close()
 
 
 def frozen_playbook(dossier: Dossier, deployed: Deployed | Running) -> Playbook:
@@ -209,29 +222,6 @@ def current_settings(dossier: Dossier) -> str:
     """The digest of what differs between test and production, as configured now."""
     environments = dossier.loaded.environments
     return settings_hash(dossier.customer, environments.get("test"), environments.get("production"))
-
-
-def accepted_edits(state: State) -> set[tuple[str, str, str]]:
-    """Edits of applied migrations that were judged harmless: script, old and new checksum."""
-    return {(acceptance.script, acceptance.old, acceptance.new) for acceptance in state.accepted}
-
-
-def vanished_scripts(state: State, comparison: Comparison, release: ReleaseState, kind: str) -> dict[str, str]:
-    """Scripts that ran here and that the release no longer holds, each with the release that it ran with.
-
-    A script that a later version, or a later build of the same version, brought is *ahead*: it is known, and the older
-    code runs on the expanded schema. Neither is what was accepted as removed.
-    """
-    removed = {acceptance.script for acceptance in state.accepted if acceptance.new == "removed"}
-
-    def place(name: str) -> tuple[Any, int]:
-        version, build = split_release(name)
-        return order(kind, version), build
-
-    here = place(release.name)
-    return {
-        row.script: row.release for row in comparison.ahead if row.script not in removed and place(row.release) <= here
-    }
 
 
 def gather(
@@ -275,21 +265,23 @@ def gather(
     ahead = Ahead(payloads, lambda name: release_manifest(dossier, state.releases[name]))
     if here.installed is not None and frozen is None:
         ahead.prepare(here.installed.release, manifest)
+    before = Meanwhile(lambda: _plan_before(dossier, state, environment, here.installed))
     seen = looked_at_hosts(dossier, environment, state, hosts, depth, files)
     seen_test = looked_at_hosts(dossier, "test", state, test_hosts or {}, "content", files)
     if resumes and accept_drift is None:
         accept_drift = _accepted(dossier, here, seen)
     first = hosts[target_environment.hosts[0].name]
     ours = not any(facts.foreign for facts in seen)
-    history = history_of(dossier, target_environment, first, playbook) if ours and purpose != "rollback" else []
     asked = ours and purpose != "rollback" and migrates(target_environment, playbook)
-    had = {row.script for row in history}
-    scripts = release_scripts(dossier, playbook, manifest)
-    comparison = compare([script for script, _ in scripts.values()], history, accepted_edits(state))
-    ran = [row.script for row in history if resumes and here.running is not None and row.run == here.running.run]
-    texts = {script: scripts[script][1] for script in (*(s.id for s in comparison.pending), *ran) if script in scripts}
+    look = look_at(dossier, state, target_environment, first, playbook, manifest, ask=asked)
+    had, pending = {row.script for row in look.history}, look.comparison.pending
+    running = here.running.run if resumes and here.running is not None else None
+    ran = [look.scripts[row.script][0] for row in look.history if row.run == running and row.script in look.scripts]
+    texts = running_bytes(look, (*pending, *ran))
     unproven = dict(restore_needed(playbook, texts))
-    target = _target(dossier, target_environment, release, here.installed, comparison.pending, unproven, ran)
+    target = _target(dossier, target_environment, release, here.installed, pending, unproven, ran)
+    target = target.model_copy(update={"half_unproven": half_unproven(texts)})
+    findings = findings_of(dossier, state, target_environment, playbook, look)
     settings = current_settings(dossier)
     facts = rules.Facts(
         purpose=purpose,
@@ -310,22 +302,22 @@ def gather(
         findings=dossier.ledger.verify(session.workspace.people) if promotes else (),
         tickets=tickets,
         unknown_tickets=wiring.tracker_for(dossier.customer).unknown(state, tickets),
-        edited=[edit.applied.script for edit in comparison.edited],
-        vanished=vanished_scripts(state, comparison, release, playbook.versions),
+        edited=[edit.applied.script for edit in look.comparison.edited],
+        vanished=vanished_scripts(state, look.comparison, release, playbook.versions),
         lost=[script for script in sorted(here.applied) if asked and script not in had],
-        unmatched=unmatched(playbook, comparison.pending),
-        unrehearsed=[script.id for script in comparison.pending if not _rehearsed(state, script)],
+        pending=[script.id for script in pending],
+        unmatched=unmatched(playbook, pending),
+        without_backup=without_backup(playbook, pending, unproven) if asked else {},
+        unrehearsed=unrehearsed(state, pending, release),
+        blocked=look.blocked,
+        refused_findings=[finding.reason for finding in findings if finding.refuses],
+        database=look.server,
+        unknown_schema=look.unknown_schema,
         accept_drift=accept_drift,
         size=sum(file.size for file in manifest.files),
         files=len(manifest.files),
         places=_places(dossier, environment),
     )
-    before = None
-    if here.installed is not None:
-        old = dossier.release(here.installed.release, state)
-        old_environment = frozen_environment(dossier, here.installed, dossier.environment(environment))
-        old_target = _target(dossier, old_environment, old, None, ())
-        before = plan(frozen_playbook(dossier, here.installed), old_target, rollback=True)
     both = dossier.loaded.environments
     return Case(
         dossier=dossier,
@@ -342,14 +334,24 @@ def gather(
         facts=facts,
         refusals=rules.refusals(facts),
         plan=plan(playbook, target, rollback=purpose == "rollback"),
-        before=before,
-        scripts=scripts,
-        comparison=comparison,
-        history=history,
+        before=before.result(),
+        look=look,
+        findings=findings,
         differences=differences(both["test"], both["production"]) if {"test", "production"} <= both.keys() else (),
         ahead=ahead,
         hosts=hosts,
     )
+
+
+def _plan_before(dossier: Dossier, state: State, environment: str, installed: Deployed | None) -> Plan | None:
+    """The plan of what is installed, for the way back to it; None where nothing is."""
+    if installed is None:
+        return None
+    release = dossier.release(installed.release, state)
+    target = _target(
+        dossier, frozen_environment(dossier, installed, dossier.environment(environment)), release, None, ()
+    )
+    return plan(frozen_playbook(dossier, installed), target, rollback=True)
 
 
 def manifests(dossier: Dossier, state: State) -> Callable[[str], Manifest]:
@@ -379,7 +381,7 @@ def _target(
     installed: Deployed | None,
     pending: Any,
     unproven: dict[str, Unproven] | None = None,
-    ran: Sequence[str] = (),
+    ran: Sequence[Script] = (),
 ) -> Target:
     return Target(
         customer=dossier.customer,
@@ -397,12 +399,6 @@ def _entered_by(dossier: Dossier, state: State, release: ReleaseState) -> Person
     sign_off = next((one for one in reversed(state.sign_offs) if one.release == release.name), None)
     key = sign_off.entered_by if sign_off else None
     return dossier.session.workspace.people.find(key) if key else None
-
-
-def _rehearsed(state: State, script: Script) -> bool:
-    """Whether this very text ran on test, or an accepted edit leads from the text that ran there to this one."""
-    ran = state.environment("test").applied.get(script.id)
-    return ran is not None and (ran == script.checksum or (script.id, ran, script.checksum) in accepted_edits(state))
 
 
 def _patches_contained(

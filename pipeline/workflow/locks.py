@@ -20,7 +20,8 @@ from pipeline.lease import release_lock as release_lease
 from pipeline.model import Draft, Environment, Record, RefMove
 from pipeline.state import EnvironmentState, ReleaseState, State
 from pipeline.transports import LineCut
-from pipeline.workflow.gathering import closing, history_of, hosts_of, migrates, open_database, release_manifest
+from pipeline.workflow.databases import history_of, migrates, open_database
+from pipeline.workflow.gathering import closing, hosts_of, release_manifest
 from pipeline.workflow.hosts import at_once, journal_disagreements
 from pipeline.workflow.plans import resume_commands
 from pipeline.workflow.session import Dossier, Result, Session
@@ -194,7 +195,9 @@ def _nothing_held(dossier: Dossier, target: Environment, here: EnvironmentState,
     )
 
 
-_FENCING = frozenset({"deployment-started", "lock-released"})
+_FENCING = frozenset(
+    {"deployment-started", "lock-released", "migrations-baselined", "migration-repaired", "backup-restored"}
+)
 """The kinds of records whose number is a fence."""
 
 

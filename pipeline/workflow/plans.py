@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import Field
 
 from pipeline import rules
+from pipeline.acts import placed
 from pipeline.errors import Reason
-from pipeline.playbook import Action, contract_scripts
+from pipeline.playbook import Action, contract_scripts, restore_needed
 from pipeline.state import Deployed, ReleaseState, Running, State
 from pipeline.way_back import way_back
-from pipeline.workflow.gathering import Case, closing, frozen_playbook, gather, hosts_of
+from pipeline.workflow.databases import release_scripts, repair_commands, running_bytes
+from pipeline.workflow.gathering import Case, closing, frozen_playbook, gather, hosts_of, release_manifest
 from pipeline.workflow.hosts import connecting
 from pipeline.workflow.session import Dossier, Result, Session
 
@@ -31,7 +33,10 @@ class PlanResult(Result):
     actions: tuple[dict[str, Any], ...]
     point_of_no_return: int | None
     restore_needed: dict[str, str] = Field(default_factory=dict)
+    restore_from: dict[str, int] = Field(default_factory=dict)
     migrations: tuple[str, ...]
+    scripts: tuple[dict[str, Any], ...] = ()
+    findings: tuple[dict[str, Any], ...] = ()
     accepted_edits: tuple[str, ...]
     stays_applied: tuple[str, ...]
     differences: tuple[dict[str, str], ...]
@@ -52,10 +57,22 @@ class PlanResult(Result):
         if self.restore_needed:
             lines.append("")
             lines += [
-                f"If it fails after {script} ({kind}), a restore of the backup would be needed; the deployment would be "
+                f"If it fails after {script} ({kind}), the backup made in step {self.restore_from[script]} is restored."
+                if script in self.restore_from
+                else f"If it fails after {script} ({kind}), a restore of the backup would be needed; the deployment would be "
                 "quarantined."
                 for script, kind in self.restore_needed.items()
             ]
+        if self.scripts:
+            lines += ["", "Migrations, in this order:"]
+            lines += [
+                f"  {script['script']}" + (f" ({', '.join(script['notes'])})" if script["notes"] else "")
+                for script in self.scripts
+            ]
+        for heading, accepted in (("The lint finds:", False), ("The lint finds, and it was accepted:", True)):
+            here = [finding for finding in self.findings if (finding["accepted"] is not None) == accepted]
+            if here:
+                lines += ["", heading, *(f"  {_finding(finding)}" for finding in here)]
         if self.stays_applied:
             lines += ["", "Migrations that stay applied: " + ", ".join(self.stays_applied)]
         if self.accepted_edits:
@@ -72,6 +89,11 @@ class PlanResult(Result):
         else:
             lines.append("Nothing speaks against it.")
         return lines
+
+
+def _finding(finding: dict[str, Any]) -> str:
+    where = f"{finding['script']}:{finding['line']}: {finding['rule']}: {finding['said']}"
+    return where if finding["accepted"] is None else f"{where} (accepted: {finding['accepted']})"
 
 
 def plan(session: Session, *, customer: str, environment: str | None = None, release: str | None = None) -> PlanResult:
@@ -156,7 +178,10 @@ def planned(case: Case) -> PlanResult:
         actions=() if idle else _listed(case.plan.actions),
         point_of_no_return=case.plan.point_of_no_return,
         restore_needed={} if idle else dict(case.plan.restore_needed),
+        restore_from={} if idle else dict(case.plan.restore_from),
         migrations=() if back else tuple(script.id for script in case.comparison.pending),
+        scripts=() if back or idle else tuple(_scripts(case)),
+        findings=() if back or idle else tuple(asdict(finding) for finding in case.findings),
         accepted_edits=tuple(edit.applied.script for edit in case.comparison.accepted),
         stays_applied=tuple(ahead),
         differences=tuple(difference.model_dump() for difference in case.differences),
@@ -165,9 +190,40 @@ def planned(case: Case) -> PlanResult:
     )
 
 
+def _scripts(case: Case) -> Iterator[dict[str, Any]]:
+    """The pending migrations with what is worth knowing of each, in ``notes``."""
+    pending = case.comparison.pending
+    late = set(contract_scripts(case.playbook, pending))
+    unproven = dict(restore_needed(case.playbook, running_bytes(case.look, pending)))
+    for script in pending:
+        covers = case.comparison.covers if script.kind == "initial" else ()
+        kind = {"versioned": None, "repeatable": "repeatable", "initial": "the full schema"}[script.kind]
+        if covers:
+            kind = f"the full schema, after which {len(covers)} script(s) count as applied"
+        notes = (
+            kind,
+            "contract: after the switch" if script.id in late else None,
+            None if script.transactional else "not in a transaction",
+            "by the engine's own client" if script.client else None,
+            unproven.get(script.id),
+        )
+        yield {
+            "script": script.id,
+            "kind": script.kind,
+            "phase": "contract" if script.id in late else "expand",
+            "transactional": script.transactional,
+            "leaves": unproven.get(script.id),
+            "covers": [one.id for one in covers],
+            "notes": [note for note in notes if note is not None],
+        }
+
+
 def against_bringing_back(case: Case, running: Running) -> tuple[Reason, ...]:
     """Every reason why an open deployment (its own case) cannot be brought back by ``rollback``."""
     reasons = rules.refusals(replace(case.facts, purpose="rollback", resumes=True))
+    if running.restoring:
+        # Its way back has begun with a restore, after which the old code may run: it is only ever finished.
+        return reasons
     reasons += tuple(
         Reason(
             f"{row.script} ({case.plan.restore_needed[row.script]}) was applied by deployment {running.deployment} while the "
@@ -192,7 +248,8 @@ def against_bringing_back(case: Case, running: Running) -> tuple[Reason, ...]:
 
 def past_return(case: Case, run: str) -> bool:
     """Whether an earlier attempt of this run has already applied a migration that comes after the switch."""
-    return bool(contract_scripts(case.playbook, [row.script for row in case.history if row.run == run]))
+    ran = [case.scripts[row.script][0] for row in case.history if row.run == run and row.script in case.scripts]
+    return bool(contract_scripts(case.playbook, ran))
 
 
 def planned_back(case: Case, running: Running) -> PlanResult:
@@ -209,7 +266,7 @@ def planned_back(case: Case, running: Running) -> PlanResult:
         installed=case.plan.installed,
         content=case.content,
         tickets=case.tickets,
-        actions=_listed(way_back(case.plan, case.plan.actions, case.before)),
+        actions=_listed(way_back(case.plan, case.plan.actions, case.before, backups=_restored_steps(case, running))),
         point_of_no_return=None,
         migrations=(),
         accepted_edits=(),
@@ -223,10 +280,17 @@ def planned_back(case: Case, running: Running) -> PlanResult:
     )
 
 
+def _restored_steps(case: Case, running: Running) -> set[tuple[int, str]]:
+    """The backups that the way back that was begun restores."""
+    return {(backup["step"], backup["what"]) for backup in placed(running.restoring, case.plan, running.run)}
+
+
 def _after(case: Case) -> tuple[str, ...]:
-    """Where what was changed on the hosts is listed in full, if that is in the way."""
+    """Where what was changed on the hosts is listed in full, if that is in the way; how a blocked script is repaired."""
+    key = case.environment.key
     drifted = any(host.drift for host in case.facts.hosts)
-    return (f"invoke drift customer={case.customer} env={case.environment.key}",) if drifted else ()
+    listed = [f"invoke drift customer={case.customer} env={key}"] if drifted else []
+    return (*listed, *repair_commands(case.customer, key, case.look))
 
 
 def _listed(actions: Sequence[Action]) -> tuple[dict[str, Any], ...]:
@@ -245,7 +309,10 @@ def _warnings(case: Case, ahead: Sequence[str]) -> Iterator[str]:
     here = case.state.environment(case.environment.key).installed
     if here is None:
         return
-    after = contract_scripts(frozen_playbook(case.dossier, here), ahead)
+    playbook = frozen_playbook(case.dossier, here)
+    manifest = release_manifest(case.dossier, case.state.releases[here.release])
+    scripts = release_scripts(case.dossier, playbook, manifest, case.environment)
+    after = contract_scripts(playbook, [script for id, (script, _) in scripts.items() if id in ahead])
     if not after:
         return
     record = case.dossier.ledger.record(here.record)
@@ -264,6 +331,7 @@ def nothing_to_do(case: Case) -> bool:
         here.installed is not None
         and here.running is None
         and here.quarantined is None
+        and here.restoring is None
         and here.installed.release == case.release.name
         and here.installed.content == case.content
         and here.installed.settings == case.settings

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field
@@ -12,7 +13,7 @@ from pipeline.errors import Failed, NotKnown, Reason, Refused, Unreachable, Usag
 from pipeline.model import Draft, RefMove
 from pipeline.state import ReleaseState, State
 from pipeline.versions import order, split_release
-from pipeline.workflow import gathering
+from pipeline.workflow import databases, gathering
 from pipeline.workflow.products import source_url
 from pipeline.workflow.session import Dossier, Result, Session
 
@@ -405,8 +406,11 @@ def _told(
     installation = dossier.installation
     files = tuple(installation.changes(since.commit, release.commit)) if since else ()
     playbook = dossier.playbook.playbook
-    now = gathering.release_scripts(dossier, playbook, gathering.release_manifest(dossier, release))
-    then = gathering.release_scripts(dossier, playbook, gathering.release_manifest(dossier, since)) if since else {}
+    now = databases.release_scripts(dossier, playbook, gathering.release_manifest(dossier, release))
+    then: Collection[str] = ()
+    # The playbook of now need not fit an older release: then all of the new one's scripts are listed.
+    with suppress(Refused):
+        then = databases.release_scripts(dossier, playbook, gathering.release_manifest(dossier, since)) if since else ()
     return ReleaseMade(
         changed=changed,
         what=f"release {release.name} of {dossier.key}" + ("" if changed else " is there already"),

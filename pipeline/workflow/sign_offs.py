@@ -17,13 +17,17 @@ from pipeline.sign_off.page import (
     CheckShown,
     Contact,
     Difference,
+    SchemaChange,
     SignOffPage,
     TicketShown,
     render_page,
 )
-from pipeline.state import SignOff, State
+from pipeline.sign_off.schema_changes import schema_changes
+from pipeline.state import Deployed, SignOff, State
 from pipeline.suggest import did_you_mean, nearest
-from pipeline.workflow.gathering import release_manifest, release_scripts
+from pipeline.workflow.databases import release_scripts
+from pipeline.workflow.gathering import release_manifest
+from pipeline.workflow.schema_drift import recorded_catalogue
 from pipeline.workflow.session import Dossier, Result, Session, end_of_day
 
 
@@ -189,6 +193,7 @@ def sign_off_page(
             for t in known
         ),
         migrations=tuple(scripts),
+        schema_changes=_schema_changes(dossier, running),
         accepted_edits=tuple(
             AcceptedEdit(
                 script=a.script,
@@ -212,6 +217,23 @@ def sign_off_page(
         deployment=request.deployment,
         deployed_at=on_test.at,
     )
+
+
+def _schema_changes(dossier: Dossier, running: Deployed | None) -> tuple[SchemaChange, ...]:
+    """What changed in test's database since production got its release, by the catalogues that the records keep."""
+    since = dossier.ledger.record(running.record) if running is not None else None
+    records = [
+        record.details["catalogue"]
+        for record in dossier.ledger.records()
+        if record.environment == "test"
+        and "catalogue" in record.details
+        and record.number > (since.number if since is not None else 0)
+    ]
+    if not records:
+        return ()
+    before = recorded_catalogue(dossier, records[-1].get("before"))
+    after = recorded_catalogue(dossier, records[0].get("after"))
+    return schema_changes(before, after) if before is not None and after is not None else ()
 
 
 def record_decision(

@@ -10,7 +10,8 @@ from pipeline.errors import NotKnown, Reason, Refused, UsageError
 from pipeline.model import Draft
 from pipeline.state import EVERY_SCRIPT, State
 from pipeline.suggest import did_you_mean
-from pipeline.workflow.gathering import closing, history_of, hosts_of, release_manifest, release_scripts
+from pipeline.workflow.databases import history_of, release_scripts
+from pipeline.workflow.gathering import closing, hosts_of, release_manifest
 from pipeline.workflow.session import Dossier, Result, Session
 
 
@@ -89,7 +90,7 @@ def accept_migration(
         return _accept_replaced(dossier, environment, reason, set(rows), dry_run=dry_run)
     held = {
         id: found.checksum
-        for id, (found, _) in release_scripts(dossier, playbook, release_manifest(dossier, chosen)).items()
+        for id, (found, _) in release_scripts(dossier, playbook, release_manifest(dossier, chosen), target).items()
     }
     if script not in rows:
         raise NotKnown(

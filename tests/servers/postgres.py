@@ -76,9 +76,13 @@ def _free_port() -> int:
 
 
 class PostgresServer:
-    """``with PostgresServer() as server``: runs until the block ends; then it is ended by pid and its folder removed."""
+    """``with PostgresServer() as server``: runs until the block ends; then it is ended by pid and its folder removed.
 
-    def __init__(self) -> None:
+    With a ``certificate`` and its ``key`` (PEM) it speaks TLS, and over TCP only that to everyone but its superuser.
+    """
+
+    def __init__(self, *, certificate: bytes | None = None, key: bytes | None = None) -> None:
+        self._tls = (certificate, key) if certificate and key else None
         self.bin = binaries()
         self.password = secrets.token_urlsafe(12)
         self.port = 0
@@ -158,10 +162,26 @@ class PostgresServer:
         if made.returncode:
             raise RuntimeError(f"initdb failed: {made.stderr.decode(errors='replace')}")
         password_file.unlink()
+        if self._tls is not None:
+            self._demand_tls(data, *self._tls)
         for _ in range(5):
             if self._serve(data):
                 return
         raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text(errors='replace')[-2000:]}")
+
+    def _demand_tls(self, data: Path, certificate: bytes, key: bytes) -> None:
+        for name, content in (("server.crt", certificate), ("server.key", key)):
+            path = data / name
+            path.write_bytes(content)
+            path.chmod(0o600)
+            if self._user is not None:
+                shutil.chown(path, self._user, pwd.getpwnam(self._user).pw_gid)
+        (data / "pg_hba.conf").write_text(
+            "local all all scram-sha-256\nhost all postgres 127.0.0.1/32 scram-sha-256\n"
+            "hostssl all all 127.0.0.1/32 scram-sha-256\n"
+        )
+        with (data / "postgresql.conf").open("a") as settings:
+            settings.write("ssl = on\n")
 
     def _serve(self, data: Path) -> bool:
         """Start on a free port and wait for the first connection; False when another took the port meanwhile."""
