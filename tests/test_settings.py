@@ -239,7 +239,12 @@ CASES: list[tuple[str, str, str, str]] = [
     ("test", "10.0.0.1", "10.0.0.1\n    port: 70000", "5:11 port: input should be less than or equal to 65535"),
     ("test", "/srv/shop", "srv/shop", "5:13 folder: must be absolute on a host reached by ssh"),
     ("test", "/srv/shop", "/srv/../shop", "5:13 folder: must not hold '..'"),
-    ("test", "engine: postgresql", "engine: postgres", "7:11 engine: 'postgres' is not one of postgresql, mariadb, mysql, "),
+    (
+        "test",
+        "engine: postgresql",
+        "engine: postgres",
+        "7:11 engine: 'postgres' is not one of postgresql, mariadb, mysql, ",
+    ),
     ("test", "  name: shop\n", "  name: shop\n  scratch: shop\n", "9:12 scratch: is another database than name:"),
     ("test", "  name: shop\n", "  name: shop\n  backup:\n    proof: restore\n", "10:12 proof: restore needs scratch:"),
     ("test", "  name: shop\n", "  name: shop\n  tls_ca: ca.pem\n", "9:11 tls_ca: is for tls: verify-full"),

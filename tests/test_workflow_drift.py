@@ -436,7 +436,9 @@ def test_the_doctor_says_that_all_is_well(tested: Flow) -> None:
     text = "\n".join(found.lines())
     assert "test app1, " in text
     assert f"{RELEASE} serves; " in text
-    assert re.search(r"test database \(SQLite 3\.\S+ through Python 3\.\S+\): answers, 1 migration\(s\) in its history", text)
+    assert re.search(
+        r"test database \(SQLite 3\.\S+ through Python 3\.\S+\): answers, 1 migration\(s\) in its history", text
+    )
     assert "flock" not in text
     assert found.model_dump(mode="json")["hosts"][0]["free_bytes"] > 0
     assert tested.refs() == before
