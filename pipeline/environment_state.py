@@ -64,16 +64,25 @@ class EnvironmentState(Noun):
     covered: tuple[str, ...] = Field(
         (), description="those of them that never ran here: the full schema of a new database stands for them"
     )
+    asserted: tuple[str, ...] = Field(
+        (), description="those of them that no deployment has run here: somebody said that they count as applied"
+    )
     catalogue: Sha256 | None = Field(
         None, description="the database's catalogue after the last run that migrated, kept in the ledger"
     )
 
-    def with_applied(self, scripts: dict[str, str], covered: Sequence[str] = ()) -> dict[str, Any]:
-        """The fields of this state that change when these scripts are applied, those in ``covered`` without having run."""
-        ran = set(scripts) - set(covered)
+    def with_applied(
+        self, scripts: dict[str, str], covered: Sequence[str] = (), asserted: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The fields of this state that change when these scripts are applied.
+
+        Those in ``covered`` and in ``asserted`` have not run.
+        """
+        ran = set(scripts) - {*covered, *asserted}
         return {
             "applied": {**self.applied, **scripts},
             "covered": tuple(sorted({*self.covered, *covered} - ran)),
+            "asserted": tuple(sorted({*self.asserted, *asserted} - ran)),
         }
 
     def with_restored(self, record: Record) -> dict[str, Any]:
@@ -92,6 +101,7 @@ class EnvironmentState(Noun):
         if "scripts" in details:
             # The database's history went back with it.
             changed |= {"applied": details["scripts"], "covered": tuple(details.get("covered", ()))}
+            changed["asserted"] = tuple(script for script in self.asserted if script in details["scripts"])
         if after := details.get("catalogue", {}).get("after"):
             changed["catalogue"] = after
         return changed

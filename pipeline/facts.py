@@ -27,8 +27,8 @@ class Facts:
     record of the customer's decision. ``pending`` are the migrations that would run, ``unmatched`` those that would not,
     with the reason; ``without_backup`` says of each script that only a restore takes back, and that no backup comes before,
     what it is; ``blocked`` and ``refused_findings`` are sentences; ``unknown_schema``: the database has tables, and no
-    history of them. ``accept_drift`` is the reason given for going over what was changed on the hosts;
-    ``size`` (bytes) and ``files`` are the release's.
+    history of them but those of the tools in ``foreign``. ``accept_drift`` is the reason given for going over what was
+    changed on the hosts; ``size`` (bytes) and ``files`` are the release's.
     """
 
     purpose: Purpose
@@ -60,6 +60,7 @@ class Facts:
     refused_findings: Sequence[Reason] = ()
     database: DatabaseFacts | None = None
     unknown_schema: bool = False
+    foreign: Sequence[str] = ()
     accept_drift: str | None = None
     size: int = 0
     files: int = 0

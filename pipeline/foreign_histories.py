@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,12 +22,13 @@ class Reading:
     """What a tool's rows mean for a release's scripts.
 
     ``applied`` are our ids, in the release's order. ``unknown`` are the tool's own names of what ran and is none of these
-    scripts; ``unfinished`` those of what it began and did not finish.
+    scripts; ``unfinished`` those of what it began and did not finish. ``unclear`` are sentences: what may have run or not.
     """
 
     applied: tuple[str, ...]
     unknown: tuple[str, ...] = ()
     unfinished: tuple[str, ...] = ()
+    unclear: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Tool:
     columns: tuple[str, ...]
     without: tuple[str, ...]
     asked: str
-    read: Callable[[Sequence[Row], Sequence[Script]], Reading]
+    read: Callable[[Sequence[Row], Sequence[Script], Mapping[str, str]], Reading]
 
 
 def found(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -60,21 +61,36 @@ def statement(tool: str, table: str, engine: Engine) -> str:
     return TOOLS[tool].asked.format(table=quoted, mark=mark)
 
 
-def reading(tool: str, rows: Sequence[Row], scripts: Sequence[Script]) -> Reading:
-    """What these rows of a tool's table say of these scripts."""
-    return TOOLS[tool].read(rows, [script for script in scripts if script.kind != "initial"])
+def reading(
+    tool: str, rows: Sequence[Row], scripts: Sequence[Script], texts: Mapping[str, str] | None = None
+) -> Reading:
+    """What these rows of a tool's table say of these scripts, of which ``texts`` has the text by id.
+
+    A repeatable script is never among the applied: with which text it ran cannot be known, and it may run again.
+    """
+    told = TOOLS[tool].read(rows, [script for script in scripts if script.kind != "initial"], texts or {})
+    again = {script.id for script in scripts if script.kind == "repeatable"}
+    return replace(told, applied=tuple(script for script in told.applied if script not in again))
+
+
+def _by_name(read: Callable[[Sequence[Row], Sequence[Script]], Reading]) -> Callable[..., Reading]:
+    """Of a tool whose history is told by the scripts' names alone."""
+    return lambda rows, scripts, _texts: read(rows, scripts)
 
 
 def _taken(scripts: Iterable[Script], ran: Iterable[str], name: Callable[[Script], str | None]) -> Reading:
     """The scripts that ``name`` gives one of the names that ran; what it gives none of is unknown."""
-    left = dict.fromkeys(ran)
-    applied: list[str] = []
+    called: dict[str | None, list[str]] = {}
     for script in scripts:
-        called = name(script)
-        if called is not None and called in left:
-            applied.append(script.id)
-    known = {name(script) for script in scripts}
-    return Reading(tuple(applied), tuple(one for one in left if one not in known))
+        called.setdefault(name(script), []).append(script.id)
+    left = dict.fromkeys(ran)
+    applied = tuple(ids[0] for one, ids in called.items() if one in left and len(ids) == 1)
+    unclear = tuple(_any_of(one, ids) for one in left if len(ids := called.get(one, [])) > 1)
+    return Reading(applied, tuple(one for one in left if one not in called), unclear=unclear)
+
+
+def _any_of(name: str, scripts: Sequence[str]) -> str:
+    return f"{name} may be any of {', '.join(scripts)}"
 
 
 def _base(path: str) -> str:
@@ -93,7 +109,6 @@ def _number(script: Script) -> str | None:
 def _flyway(rows: Sequence[Row], scripts: Sequence[Script]) -> Reading:
     """Rows of version, type, script, success. A baseline stands for every version up to its own; an undone one is gone."""
     versions: set[tuple[int, ...]] = set()
-    named: set[str] = set()
     unknown: dict[str, None] = {}
     unfinished: list[str] = []
     baseline: tuple[int, ...] = ()
@@ -107,9 +122,8 @@ def _flyway(rows: Sequence[Row], scripts: Sequence[Script]) -> Reading:
             versions.discard(numbers)
             unknown.pop(str(script), None)
         elif kind != "SCHEMA":
-            if version is None:
-                named.add(_base(str(script)))
-            else:
+            # One without a version is repeatable, and Flyway keeps no checksum that can be compared with ours.
+            if version is not None:
                 versions.add(numbers)
             unknown[str(script)] = None
     applied: list[str] = []
@@ -122,8 +136,6 @@ def _flyway(rows: Sequence[Row], scripts: Sequence[Script]) -> Reading:
             held.add(numbers)
             if numbers in versions or (baseline and numbers <= baseline):
                 applied.append(one.id)
-        elif base in named:
-            applied.append(one.id)
     bases = {_base(one.id) for one in scripts}
     strange = [
         name
@@ -141,17 +153,56 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _liquibase(rows: Sequence[Row], scripts: Sequence[Script]) -> Reading:
-    """Rows of author, id, filename, exectype. A script counts where a change set of a file with its name ran."""
-    ran: dict[str, None] = {}
-    sets: dict[str, list[str]] = {}
+def _liquibase(rows: Sequence[Row], scripts: Sequence[Script], texts: Mapping[str, str]) -> Reading:
+    """Rows of author, id, filename, exectype. A script counts where all change sets of the file with its path ran."""
+    ran: dict[str, dict[str, str]] = {}
     for author, id, filename, outcome in rows:
         if outcome in {"EXECUTED", "RERAN", "MARK_RAN"}:
-            base = _base(str(filename))
-            ran[base] = None
-            sets.setdefault(base, []).append(f"{filename}::{id}::{author}")
-    told = _taken(scripts, ran, lambda script: _base(script.id))
-    return Reading(told.applied, tuple(one for base in told.unknown for one in sets[base]))
+            ran.setdefault(str(filename), {})[f"{author}:{id}"] = f"{filename}::{id}::{author}"
+    sets: dict[str, set[str]] = {}
+    unclear: list[str] = []
+    left: list[str] = []
+    for filename, done in ran.items():
+        alike = _alike(filename, scripts)
+        if len(alike) == 1:
+            sets.setdefault(alike[0], set()).update(done)
+        elif alike:
+            unclear.append(_any_of(filename, alike))
+        else:
+            left.append(filename)
+    unknown: list[str] = []
+    for filename in left:
+        same = [script.id for script in scripts if _base(script.id) == _base(filename) and script.id not in sets]
+        unclear += [f"{filename} may be {' or '.join(same)}, which lies elsewhere"] if same else []
+        unknown += [] if same else ran[filename].values()
+    applied: list[str] = []
+    for script in scripts:
+        missing = [one for one in _change_sets(texts.get(script.id, "")) if one not in sets.get(script.id, ())]
+        if script.id in sets and missing:
+            unclear.append(f"{script.id}: of its change sets {', '.join(missing)} did not run")
+        elif script.id in sets:
+            applied.append(script.id)
+    return Reading(tuple(applied), tuple(unknown), unclear=tuple(unclear))
+
+
+def _alike(filename: str, scripts: Sequence[Script]) -> list[str]:
+    """The scripts whose path has the longest end in common with this one, where that is all of one of the two."""
+    theirs = re.split(r"[/\\:]", filename)[::-1]
+    found: dict[int, list[str]] = {}
+    for script in scripts:
+        ours = script.id.split("/")[::-1]
+        common = min(len(theirs), len(ours))
+        if theirs[:common] == ours[:common]:
+            found.setdefault(common, []).append(script.id)
+    return found[max(found)] if found else []
+
+
+def _change_sets(text: str) -> list[str]:
+    """The change sets of a script in Liquibase's own format, each as author:id; a plain script is one and has none."""
+    return [
+        f"{author.strip()}:{id.strip()}"
+        for author, id in re.findall(r"^\s*--\s*changeset\s+([^:\n]+):(\S+)", text, re.MULTILINE | re.IGNORECASE)
+    ]
 
 
 def _dbmate(rows: Sequence[Row], scripts: Sequence[Script]) -> Reading:
@@ -185,16 +236,25 @@ def _sqitch(rows: Sequence[Row], scripts: Sequence[Script]) -> Reading:
 
 
 def _alembic(rows: Sequence[Row], scripts: Sequence[Script]) -> Reading:
-    """Rows of a revision each, up to which all has run: the one that a file's name begins with, or holds between ``_``."""
+    """Rows of a revision each, up to which all has run: the one that a file's name begins with, or holds between ``_``.
+
+    The order is only known where every name begins with a number; revisions are random otherwise.
+    """
     heads = [str(revision) for (revision,) in rows]
     last = -1
-    known: set[str] = set()
+    known: dict[str, None] = {}
+    numbers: list[int] = []
     for position, script in enumerate(scripts):
-        for word in re.split(r"[_.\-]", _base(script.id)):
+        words = re.split(r"[_.\-]", _base(script.id))
+        numbers += [int(words[0])] if words[0].isdecimal() else []
+        for word in words:
             if word in heads:
-                last, known = position, known | {word}
-    applied = tuple(script.id for script in scripts[: last + 1])
-    return Reading(applied, tuple(head for head in heads if head not in known))
+                last, known[word] = position, None
+    unknown = tuple(head for head in heads if head not in known)
+    if known and len(scripts) > 1 and (len(numbers) < len(scripts) or numbers != sorted(set(numbers))):
+        said = f"the names of {len(scripts)} scripts do not say which of them ran before it"
+        return Reading((), unknown, (), tuple(f"{head}: {said}" for head in known))
+    return Reading(tuple(script.id for script in scripts[: last + 1]), unknown)
 
 
 TOOLS: Mapping[str, Tool] = {
@@ -203,7 +263,7 @@ TOOLS: Mapping[str, Tool] = {
         ("installed_rank", "version", "script", "success"),
         (),
         "SELECT version, type, script, success FROM {table} ORDER BY installed_rank",
-        _flyway,
+        _by_name(_flyway),
     ),
     "liquibase": Tool(
         "databasechangelog",
@@ -213,20 +273,24 @@ TOOLS: Mapping[str, Tool] = {
         _liquibase,
     ),
     "dbmate": Tool(
-        "schema_migrations", ("version",), ("dirty",), "SELECT version FROM {table} ORDER BY version", _dbmate
+        "schema_migrations", ("version",), ("dirty",), "SELECT version FROM {table} ORDER BY version", _by_name(_dbmate)
     ),
     "sqitch": Tool(
         "changes",
         ("change_id", "change", "project", "committed_at"),
         (),
         "SELECT {mark}change{mark} FROM {table} ORDER BY committed_at",
-        _sqitch,
+        _by_name(_sqitch),
     ),
     "golang-migrate": Tool(
-        "schema_migrations", ("version", "dirty"), (), "SELECT version, dirty FROM {table}", _golang_migrate
+        "schema_migrations", ("version", "dirty"), (), "SELECT version, dirty FROM {table}", _by_name(_golang_migrate)
     ),
     "diesel": Tool(
-        "__diesel_schema_migrations", ("version", "run_on"), (), "SELECT version FROM {table} ORDER BY version", _diesel
+        "__diesel_schema_migrations",
+        ("version", "run_on"),
+        (),
+        "SELECT version FROM {table} ORDER BY version",
+        _by_name(_diesel),
     ),
-    "alembic": Tool("alembic_version", ("version_num",), (), "SELECT version_num FROM {table}", _alembic),
+    "alembic": Tool("alembic_version", ("version_num",), (), "SELECT version_num FROM {table}", _by_name(_alembic)),
 }

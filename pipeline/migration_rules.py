@@ -51,12 +51,18 @@ def no_script_is_blocked(facts: Facts) -> Iterator[Reason]:
 def schema_is_known(facts: Facts) -> Iterator[Reason]:
     """A database that has tables and no history is not taken for a new one."""
     if facts.unknown_schema:
+        whose = f" but that of {' and '.join(facts.foreign)}" if facts.foreign else ""
         yield Reason(
-            f"the database of {facts.environment.key} has tables and no migration history: which scripts have run there is "
-            f"not known; say it with: invoke migrate.baseline customer={facts.customer.key} env={facts.environment.key} "
-            "reason=…",
+            f"the database of {facts.environment.key} has tables and no migration history{whose}: which scripts have run "
+            f"there is not known; say it with: {baseline_commands(facts)[0]}",
             facts.places.get("environment"),
         )
+
+
+def baseline_commands(facts: Facts) -> list[str]:
+    """What says which scripts have run on a database without a history: each other tool's, or a person up to a script."""
+    command = f"invoke migrate.baseline customer={facts.customer.key} env={facts.environment.key}"
+    return [f"{command} from={tool} reason=…" for tool in facts.foreign] or [f"{command} upto=… reason=…"]
 
 
 def database_can_be_migrated(facts: Facts) -> Iterator[Reason]:
@@ -64,6 +70,16 @@ def database_can_be_migrated(facts: Facts) -> Iterator[Reason]:
     if facts.database is not None and facts.pending:
         for refusal in facts.database.refusals:
             yield Reason(f"the database cannot be migrated: {refusal}", facts.places.get("environment"))
+
+
+def migrations_have_a_database(facts: Facts) -> Iterator[Reason]:
+    """What the playbook would apply needs a database to be applied to."""
+    if facts.pending and facts.environment.database is None:
+        yield Reason(
+            f"{facts.release.name} has {len(facts.pending)} migration(s), and {facts.environment.key} of "
+            f"{facts.customer.key} has no database:",
+            facts.places.get("environment"),
+        )
 
 
 def lint_has_nothing_to_refuse(facts: Facts) -> Iterator[Reason]:

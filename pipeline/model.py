@@ -331,7 +331,8 @@ class Applied(Noun):
 
     ``state``: *done*; *running* where a script that commits statement by statement was begun and not finished, with
     ``statement`` of its ``statements`` known to be committed: it is blocked until somebody repairs it; *baseline* counts
-    as applied, and was not run by us.
+    as applied, and was not run by us. ``session``: it depends on what its earlier statements did to the session, so it
+    cannot go on in the middle.
     """
 
     script: str
@@ -344,6 +345,7 @@ class Applied(Noun):
     state: Literal["done", "running", "baseline"] = "done"
     statement: int = 0
     statements: int = 0
+    session: bool = False
 
 
 class HistoryEvent(Noun):

@@ -34,9 +34,14 @@ _VALUES: Mapping[str, tuple[str, ...]] = {
     "session": ("yes", "no"),
     "accept": (),
 }
-_PERHAPS = re.compile(rb"(?i)tma[ \t]*:")
+_PERHAPS = re.compile(rb"(?i)tma(?:[^\n\r\w:]*+:|[^\n\r\w]*+(?:transaction|phase|client|session|accept))")
 _MARK = re.compile(r"(?i)[ \t]*(?:--|#)[ \t]*tma[ \t]*:")
-_LATE = re.compile(r"(?im)^[ \t]*(?:--|#)[ \t]*tma[ \t]*:")
+_ABOUT = rf"tma[^\S\n]*(?::|[^\w\s]?[^\S\n]*(?:{'|'.join(_VALUES)})[^\S\n]*=)"
+_SAID = re.compile(rf"(?i){_ABOUT}")
+_LATE = re.compile(rf"(?im)^[ \t]*(?P<line>(?:--|#)[ \t]*tma[ \t]*:)|(?P<mark>--+|\#|/\*+)[^\S\n]*(?P<about>{_ABOUT})")
+_NEARLY = re.compile(rf"(?i)[^\S\n]*(?P<mark>--+|\#)[^\S\n]*(?P<about>{_ABOUT})")
+_INSIDE = re.compile(rf"(?im)^[^\S\n]*(?P<mark>(?:--+|\#|\*)?[^\S\n]*{_ABOUT})")
+_QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"|`[^`\n]*`")
 _TOP = re.compile(r"[ \t]*(?:(?:--|#)[^\n]*+)?(?:\n|\Z)|[ \t]*/\*(?![!M])(?:(?!\*/).)*+\*/", re.DOTALL)
 _ITEM = re.compile(
     r'[ \t]*(?P<key>[^\s=,"]++)[ \t]*=[ \t]*(?P<value>[^\s,"]++)(?:[ \t]+"(?P<why>(?:[^"]|"")*+)")?[ \t]*'
@@ -67,9 +72,18 @@ def read_header(data: bytes, path: str) -> tuple[Header, list[Reason]]:
     while end < len(text) and (top := _TOP.match(text, end)):
         if mark := _MARK.match(top[0]):
             reading.line(text.count("\n", 0, end) + 1, top[0].rstrip("\n"), mark.end())
+        elif "/*" in top[0]:
+            _misplaced(reading, text, end, top.end())
+        elif near := _NEARLY.match(top[0]):
+            colon = ":" in near["about"]
+            reading.at(text, end + near.start("mark"), _OWN_LINE if colon else _COLON)
         end = top.end()
-    for late in _LATE.finditer(text, end):
-        reading.blame(text.count("\n", 0, late.start()) + 1, 1, "tma: stands in the first comment lines, or nowhere")
+    # Most large scripts say it at the top and never again, and the first look is the faster one.
+    for late in _LATE.finditer(text, end) if _SAID.search(text, end) else ():
+        if late["line"]:
+            reading.blame(text.count("\n", 0, late.start("line")) + 1, 1, _FIRST)
+        elif not _is_quoted(text, late.start("mark")):
+            reading.at(text, late.start("mark"), _FIRST)
     said = reading.said
     client: Client | None = next((name for name in get_args(Client) if name == said.get("client")), None)
     header = Header(
@@ -81,6 +95,26 @@ def read_header(data: bytes, path: str) -> tuple[Header, list[Reason]]:
         lines=reading.lines,
     )
     return header, reading.wrong
+
+
+_FIRST = "tma: stands in the first comment lines, or nowhere"
+_OWN_LINE = "tma: stands in a line of its own that begins with -- or #"
+_COLON = "a header has a colon after tma: -- tma: key=value"
+
+
+def _misplaced(reading: _Reading, text: str, begin: int, end: int) -> None:
+    """Notes each header in the block comment between these places."""
+    opened = _LATE.match(text, text.index("/*", begin), end)
+    if opened:
+        reading.at(text, opened.start("mark"), _OWN_LINE)
+    for inside in _INSIDE.finditer(text, begin, end):
+        reading.at(text, inside.start("mark"), _OWN_LINE)
+
+
+def _is_quoted(text: str, position: int) -> bool:
+    """Whether a quote that is opened on the same line is still open here."""
+    before = _QUOTED.sub("", text[text.rfind("\n", 0, position) + 1 : position])
+    return any(quote in before for quote in "'\"`")
 
 
 def _flag(value: str | None) -> bool | None:
@@ -110,6 +144,10 @@ class _Reading:
     def blame(self, line: int, column: int, text: str) -> None:
         """Notes what is wrong at this place, both from 1."""
         self.wrong.append(Reason(text, f"{self.path}:{line}:{column}"))
+
+    def at(self, text: str, position: int, said: str) -> None:
+        """As :meth:`blame`, at a position in the text, from 0."""
+        self.blame(text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position), said)
 
     def line(self, number: int, text: str, position: int) -> None:
         """Takes one line from ``position`` on, where its ``tma:`` ends."""

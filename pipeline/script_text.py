@@ -7,12 +7,14 @@ from pipeline.model import Script
 _BOM = b"\xef\xbb\xbf"
 
 
-def script_text(data: bytes) -> str:
-    """The text as its checksum sees it: without a leading BOM, every line end LF.
+def script_bytes(data: bytes) -> bytes:
+    """The bytes as their checksum sees them: without a leading BOM, every line end LF. No other line is counted anywhere."""
+    return data.removeprefix(_BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
-    Bytes that are not UTF-8 become lone surrogates, one a byte: the rest can still be read.
-    """
-    return data.removeprefix(_BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode("utf-8", "surrogateescape")
+
+def script_text(data: bytes) -> str:
+    """:func:`script_bytes` as text. Bytes that are not UTF-8 become lone surrogates, one a byte: the rest can be read."""
+    return script_bytes(data).decode("utf-8", "surrogateescape")
 
 
 def running_text(script: Script, data: bytes) -> str:

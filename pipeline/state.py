@@ -31,7 +31,7 @@ __all__ = [
     "fold",
 ]
 
-STATE_SCHEMA = 6
+STATE_SCHEMA = 7
 """Raise it with every change of these models or of the fold: a state.json of an older schema is folded anew."""
 
 EVERY_SCRIPT = "*"
@@ -406,8 +406,13 @@ def _migration_accepted(state: State, record: Record) -> dict[str, Any]:
 def _migrations_baselined(state: State, record: Record) -> dict[str, Any]:
     """Scripts that count as applied there from now on, and were not run by us."""
     assert record.environment is not None
-    before = state.environment(record.environment)
-    return {"environments": _with_environment(state, record.environment, **_migrated(before, record))}
+    before, details = state.environment(record.environment), record.details
+    # Of what the database's own history had, a file that was written for it may have been run by hand.
+    said = details.get("asserted", sorted(set(details["scripts"]) - set(details.get("known", ()))))
+    # Said once more of what a deployment ran here: that stays true.
+    asserted = [s for s in said if before.applied.get(s) != details["scripts"][s] or s in before.asserted]
+    changed = before.with_applied(details["scripts"], asserted=asserted)
+    return {"environments": _with_environment(state, record.environment, **changed)}
 
 
 def _migration_repaired(state: State, record: Record) -> dict[str, Any]:
@@ -417,7 +422,7 @@ def _migration_repaired(state: State, record: Record) -> dict[str, Any]:
     before = state.environment(record.environment)
     changed: dict[str, Any] = {}
     if details["what"] == "done":
-        changed = before.with_applied({details["script"]: details["checksum"]})
+        changed = before.with_applied({details["script"]: details["checksum"]}, asserted=[details["script"]])
     elif details["what"] == "reverted":
         changed = _without(state, record, {details["script"]})
     return {"environments": _with_environment(state, record.environment, **changed)}
@@ -432,7 +437,8 @@ def _backup_restored(state: State, record: Record) -> dict[str, Any]:
 def _migrated(before: EnvironmentState, record: Record) -> dict[str, Any]:
     """What a record of an outcome says of the environment's database."""
     details = record.details
-    changed = before.with_applied(details.get("scripts", {}), details.get("covered", ()))
+    asserted = details.get("asserted", ())
+    changed = before.with_applied(details.get("scripts", {}), details.get("covered", ()), asserted)
     after = details.get("catalogue", {}).get("after")
     return changed | ({"catalogue": after} if after else {})
 
@@ -443,6 +449,7 @@ def _without(state: State, record: Record, scripts: Collection[str]) -> dict[str
     return {
         "applied": {script: checksum for script, checksum in here.applied.items() if script not in scripts},
         "covered": tuple(script for script in here.covered if script not in scripts),
+        "asserted": tuple(script for script in here.asserted if script not in scripts),
     }
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from pipeline.operations import Backup, Command, Http, Probe, Render, Restore, Switch
-from pipeline.playbook import Action, Plan
+from pipeline.playbook import Action, Plan, Playbook
+from pipeline.steps import AnyStep, RestartStep, StartStep, StopStep
 
 
 def way_back(
@@ -76,6 +77,41 @@ def finished(plan: Plan, succeeded: Sequence[Action]) -> tuple[str, ...]:
         if all(action.number in numbers for action in plan.actions if action.rolling and action.host == host)
     ]
     return tuple(whole) if len(whole) < len(hosts) else ()
+
+
+def with_starter(old: Playbook, new: Playbook, *, stops: bool = False) -> Playbook:
+    """The old release's playbook; where it starts no application, by the steps with which the new one does.
+
+    What the new playbook has stopped would else stay so. Its starting steps, or else what undoes its stopping ones, come
+    after the switch, and count as a start alone: an application that nobody stopped is not started again. ``stops``:
+    it may be running, so the new playbook's stopping steps come before the switch.
+    """
+    if starts(old.steps):
+        return old
+    stopping = [step for step in new.steps if isinstance(step, StopStep)]
+    starting = [
+        StartStep(command=step.command, seconds=step.seconds)
+        for step in new.steps
+        if isinstance(step, StartStep | RestartStep)
+    ] or [StartStep(command=step.undo, seconds=step.seconds) for step in stopping if step.undo]
+    if not stops or not starting or any(step.kind == "stop" for step in old.steps):
+        stopping = []
+    steps: list[AnyStep] = []
+    for step in old.steps:
+        steps += [*stopping, step, *starting] if step.kind == "switch" else [step]
+    return old.model_copy(update={"steps": tuple(steps)})
+
+
+def starts(steps: Iterable[AnyStep]) -> bool:
+    """Whether any of these steps starts the application."""
+    return any(step.kind in {"start", "restart"} for step in steps)
+
+
+def leaves_stopped(began: Iterable[Action], before: Plan | None) -> bool:
+    """Whether the way back from these actions, which stop an installed application, has nothing that starts it again."""
+    if before is None or any(_serves(action) in {"start", "restart"} for action in before.actions):
+        return False
+    return any(_serves(action) == "stop" for action in began)
 
 
 def _backwards(done: Sequence[Action]) -> Iterator[list[str]]:

@@ -90,9 +90,9 @@ def database_for(
     if database.engine == "sqlite":
         from pipeline.databases.sqlite.database import SqliteDatabase
 
-        if not database.path:
+        path = sqlite_file(environment, host)
+        if path is None:
             raise ConfigurationError("a SQLite database needs path:", reasons=[Reason("path is missing", place)])
-        path = database.path if database.path.startswith("/") else f"{host.folder}/{database.path}"
         named |= {"lock_timeout": database.lock_timeout, "proof": database.backup.proof}
         return SqliteDatabase(host.transport, path, **named)
     if not database.name or not database.user:
@@ -126,15 +126,22 @@ def shared_backups_for(
 
     database = environment.database
     encrypt = database.backup.encrypt if database is not None else None
-    path = database.path if database is not None and database.engine == "sqlite" else None
     return SharedFolder(
         host.transport,
         host.folder,
         customer=customer.key,
         environment=environment.key,
         passphrase=resolve(encrypt) if encrypt else None,
-        sqlite=path if path is None or path.startswith("/") else f"{host.folder}/{path}",
+        sqlite=sqlite_file(environment, host),
     )
+
+
+def sqlite_file(environment: Environment, host: TargetHost) -> str | None:
+    """Where on the host a SQLite database's file lies or will lie; None for another engine, or without a path."""
+    database = environment.database
+    if database is None or database.engine != "sqlite" or not database.path:
+        return None
+    return database.path if database.path.startswith("/") else f"{host.folder}/{database.path}"
 
 
 def tracker_for(customer: Customer) -> LedgerTracker:

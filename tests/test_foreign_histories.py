@@ -20,14 +20,16 @@ NUMBERED = scripts("20240101_a.sql", "20240102_b.sql")
 COUNTED = scripts("000001_a.up.sql", "000002_b.up.sql", "000010_c.up.sql")
 FOLDERS = scripts("2024-01-01-000000_users/up.sql", "2024-02-01-000000_posts/up.sql")
 CHANGES = scripts("appschema", "users")
-REVISIONS = scripts("0a1b_first.sql", "2024_9f8e_second.sql", "77aa_third.sql")
+NUMBERED_REVISIONS = scripts("0001_first.sql", "0002_second.sql", "0003_third.sql")
+HEX_REVISIONS = scripts("1975ea83b712_second.sql", "ae1027a6acf_first.sql")
+SAME_NAMES = scripts("1.0/changes.sql", "2.0/changes.sql")
 
 
 @pytest.mark.parametrize(
     ("tool", "rows", "ours", "expected"),
     [
         ("flyway", [("1", "SQL", "V1__base.sql", True), (None, "SQL", "R__view.sql", 1)], FLYWAY,
-         Reading(("V1__base.sql", "R__view.sql"))),
+         Reading(("V1__base.sql",))),
         ("flyway", [("1.2", "BASELINE", "<< Flyway Baseline >>", True)], FLYWAY,
          Reading(("V1__base.sql", "sub/V1_2__more.sql"))),
         ("flyway", [("2", "SQL", "V2__late.sql", True), ("7", "JDBC", "V7__code.class", True)], FLYWAY,
@@ -47,12 +49,40 @@ REVISIONS = scripts("0a1b_first.sql", "2024_9f8e_second.sql", "77aa_third.sql")
         ("diesel", [("20240101000000",), ("00000000000000",)], FOLDERS,
          Reading(("2024-01-01-000000_users/up.sql",), ("00000000000000",))),
         ("sqitch", [("appschema",), ("gone",)], CHANGES, Reading(("appschema",), ("gone",))),
-        ("alembic", [("9f8e",)], REVISIONS, Reading(("0a1b_first.sql", "2024_9f8e_second.sql"))),
-        ("alembic", [("ffff",)], REVISIONS, Reading((), ("ffff",))),
+        ("alembic", [("0002",)], NUMBERED_REVISIONS, Reading(("0001_first.sql", "0002_second.sql"))),
+        ("alembic", [("0009",)], NUMBERED_REVISIONS, Reading((), ("0009",))),
+        # Of random names nothing says in which order they ran.
+        ("alembic", [("ae1027a6acf",)], HEX_REVISIONS,
+         Reading((), (), (), ("ae1027a6acf: the names of 2 scripts do not say which of them ran before it",))),
+        ("alembic", [("ffff",)], HEX_REVISIONS, Reading((), ("ffff",))),
+        # One name in two folders: the path tells them apart, or nobody can.
+        ("liquibase", [("ann", "1", "db/1.0/changes.sql", "EXECUTED")], SAME_NAMES, Reading(("1.0/changes.sql",))),
+        ("liquibase", [("ann", "1", "changes.sql", "EXECUTED")], SAME_NAMES,
+         Reading((), (), (), ("changes.sql may be any of 1.0/changes.sql, 2.0/changes.sql",))),
+        ("liquibase", [("ann", "1", "db/3.0/changes.sql", "EXECUTED")], SAME_NAMES[:1],
+         Reading((), (), (), ("db/3.0/changes.sql may be 1.0/changes.sql, which lies elsewhere",))),
+        ("sqitch", [("users",)], CHANGES, Reading(("users",))),
     ],
 )  # fmt: skip
 def test_what_a_tool_has_run(tool: str, rows: list[tuple[Any, ...]], ours: list[Script], expected: Reading) -> None:
     assert reading(tool, rows, ours) == expected
+
+
+CHANGE_SETS = """--liquibase formatted sql
+--changeset ann:1
+CREATE TABLE a (n integer);
+-- changeset ann:2 runOnChange:false
+CREATE TABLE b (n integer);
+"""
+
+
+def test_a_file_of_several_change_sets_has_run_when_all_of_them_have() -> None:
+    ours, texts = scripts("a.sql"), {"a.sql": CHANGE_SETS}
+    rows = [("ann", "1", "db/a.sql", "EXECUTED"), ("ann", "2", "db/a.sql", "EXECUTED")]
+    assert reading("liquibase", rows, ours, texts) == Reading(("a.sql",))
+    assert reading("liquibase", rows[:1], ours, texts) == Reading(
+        (), (), (), ("a.sql: of its change sets ann:2 did not run",)
+    )
 
 
 def test_a_full_schema_is_never_what_another_tool_has_run() -> None:

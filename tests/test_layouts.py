@@ -85,16 +85,43 @@ BASIC: Tree = {
 @pytest.mark.parametrize(
     ("folder", "pattern", "expected"),
     [
-        ("sql/migrations", "*.sql", ["01_a.sql", "02_b.sql", "more/03_c.sql"]),
+        ("sql/migrations", "0*.sql", ["01_a.sql", "02_b.sql", "more/03_c.sql"]),
         ("sql/migrations/", "0[12]_*.sql", ["01_a.sql", "02_b.sql"]),
-        ("sql", "*.sql", ["migrations/01_a.sql", "migrations/02_b.sql", "migrations/more/03_c.sql", "schema.sql"]),
+        ("sql", "[0s]*.sql", ["migrations/01_a.sql", "migrations/02_b.sql", "migrations/more/03_c.sql", "schema.sql"]),
         (".", "0*.sql", ["sql/migrations/01_a.sql", "sql/migrations/02_b.sql", "sql/migrations/more/03_c.sql"]),
         ("sql/mig", "*.sql", []),
-        ("sql/migrations", "*.SQL", ["UPPER.SQL"]),
+        ("sql/migrations", "U*.SQL", ["UPPER.SQL"]),
     ],
 )
 def test_scripts_below_the_folder_by_name(folder: str, pattern: str, expected: list[str]) -> None:
     assert ids(read("ordered", BASIC, folder=folder, pattern=pattern)) == expected
+
+
+NEARLY: list[tuple[Layout, Tree, str]] = [
+    ("ordered", {"sql/1.sql": "", "sql/2.SQL": ""}, "sql/2.SQL"),
+    ("ordered", {"sql/1.sql": "", "sql/more/2.Sql": ""}, "sql/more/2.Sql"),
+    ("ordered", {"sql/1.sql": "", "sql/2.sql ": ""}, "sql/2.sql "),
+    ("ordered", {"sql/1.sql": "", "SQL/2.sql": ""}, "SQL/2.sql"),
+    ("flyway", {"sql/V1__a.sql": "", "sql/V2__b.SQL": ""}, "sql/V2__b.SQL"),
+    ("dbmate", {"sql/1_a.sql": "-- migrate:up\n", "sql/2_b.SQL": "-- migrate:up\n"}, "sql/2_b.SQL"),
+    ("up-down", {"sql/1_a.up.sql": "", "sql/2_b.up.SQL": ""}, "sql/2_b.up.SQL"),
+    ("up-down", {"sql/1_a.up.sql": "", "sql/more/2_b.up.sql": ""}, "sql/more/2_b.up.sql"),
+    ("up-down", {"sql/1_a/up.sql": "", "sql/2_b/Up.sql": ""}, "sql/2_b/Up.sql"),
+    ("up-down", {"sql/1_a/up.sql": "", "sql/2_b/up.SQL": ""}, "sql/2_b/up.SQL"),
+    ("up-down", {"sql/1_a/up.sql": "", "sql/2_b/deep/up.sql": ""}, "sql/2_b/deep/up.sql"),
+]
+
+
+@pytest.mark.parametrize(("layout", "files", "place"), NEARLY)
+def test_what_is_nearly_a_migration_is_refused_by_its_name(layout: Layout, files: Tree, place: str) -> None:
+    said = refusal(layout, files)
+    assert set(said) == {place}
+    assert "would never run" in said[place]
+
+
+def test_what_the_pattern_leaves_out_is_left_out() -> None:
+    tree: Tree = {"sql/1.sql": "", "sql/helper.sql": "", "sql/helper.SQL": ""}
+    assert ids(read("ordered", tree, pattern="[0-9]*.sql")) == ["1.sql"]
 
 
 def test_ordered_files_of_real_products() -> None:
@@ -330,6 +357,13 @@ def test_dbmate() -> None:
     assert (found[0].phase, found[2].session) == ("contract", True)
 
 
+def test_words_about_migrating_are_no_part_of_dbmate() -> None:
+    (found,) = read(
+        "dbmate", {"sql/1_a.sql": UP.replace("CREATE", "-- migrate upwards: all of them\n -- we migrate:\nCREATE")}
+    )
+    assert found.lines == (1, 5)
+
+
 def test_the_checksum_is_over_the_whole_file() -> None:
     (script,) = read("dbmate", {"sql/1_a.sql": UP})
     assert script.checksum == script_checksum(UP.encode())
@@ -347,6 +381,13 @@ def test_the_checksum_is_over_the_whole_file() -> None:
         ({"1_a.sql": UP + "-- migrate:up\n"}, "sql/1_a.sql:6:1", "there twice, first on line 1"),
         ({"1_a.sql": UP + "-- migrate:upp\n"}, "sql/1_a.sql:6:1", "not migrate:upp"),
         ({"1_a.sql": UP.replace("up", "up transaction:off")}, "sql/1_a.sql:1:15", "no option of dbmate"),
+        ({"1_a.sql": UP.replace("-- migrate:down", " -- migrate:down")}, "sql/1_a.sql:4:1", "dbmate does not read"),
+        ({"1_a.sql": UP.replace("-- migrate:down", "--migrate : down")}, "sql/1_a.sql:4:1", "dbmate does not read"),
+        ({"1_a.sql": UP.replace("-- migrate:down", "-- Migrate:Down")}, "sql/1_a.sql:4:1", "dbmate does not read"),
+        ({"1_a.sql": UP.replace("-- migrate:down", "-- migrate down")}, "sql/1_a.sql:4:1", "dbmate does not read"),
+        ({"1_a.sql": UP.replace("-- migrate:down", "--- migrate:down")}, "sql/1_a.sql:4:1", "dbmate does not read"),
+        ({"1_a.sql": UP.replace("-- migrate:down", "# migrate:down")}, "sql/1_a.sql:4:1", "dbmate does not read"),
+        ({"1_a.sql": UP.replace("-- migrate:down", "\xa0-- migrate:down")}, "sql/1_a.sql:4:1", "dbmate does not read"),
     ],
 )
 def test_dbmate_refused(files: Tree, place: str, words: str) -> None:
@@ -388,7 +429,7 @@ def test_the_pairs_of_golang_migrate() -> None:
             "sql/9_b.down.sql": "",
             "sql/000001_pre_a.up.sql": "-- tma: transaction=no\nCREATE INDEX CONCURRENTLY i ON t (a);",
             "sql/README.md": "",
-            "sql/old/1_a.up.sql": "",
+            "sql/old/notes.sql": "",
         },
     )
     assert [(script.id, script.transactional) for script in found] == [
@@ -463,6 +504,12 @@ def test_sqitch() -> None:
     assert [script.transactional for script in found] == [True, True, False, True, True]
     assert found[2].phase == "contract"
     assert ids(read("sqitch", SQITCH | {"sql/sqitch.plan": "\ufeff" + PLAN.replace("\n", "\r\n")})) == ids(found)
+
+
+def test_a_plan_with_a_lone_carriage_return_is_refused() -> None:
+    """sqitch takes what comes after it for the same line: a change behind a comment would never be one."""
+    said = refusal("sqitch", SQITCH | {"sql/sqitch.plan": PLAN.replace("# the beginning\n", "# the beginning\r")})
+    assert "carriage return" in said["sql/sqitch.plan:5:16"]
 
 
 def test_a_change_keeps_its_id_when_it_is_reworked() -> None:

@@ -15,6 +15,10 @@ from hypothesis import strategies as st
 
 from pipeline.databases import lexer
 from pipeline.databases.lexer import Unclear, mysql_statements, sqlite_statements
+from pipeline.databases.postgresql.scripts import prepared
+from pipeline.databases.script_errors import ScriptErrors
+from pipeline.errors import Failed
+from tests.contracts.engines import script
 from tests.servers.mariadb import MariaDbServer, program
 
 WHOLE = [
@@ -195,3 +199,74 @@ def test_statement_of_megabytes_is_one_token_or_few(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(lexer, "_tokens", counting)
     assert [part.line for part in mysql_statements(text)] == [1, 50_002]
     assert asked < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("SELECT 1;\n/* the rest * /\nSELECT 2;", 2),
+        ("SELECT 1\n/* the rest * /\n;", 2),
+        ("\n\nSELECT 'x;\n", 3),
+        ('SELECT 1;\n"x', 2),
+        ("SELECT `x", 1),
+        ("/*/", 1),
+    ],
+)
+def test_what_is_never_closed_is_refused_with_its_line(text: str, line: int) -> None:
+    for split in (mysql_statements, sqlite_statements):
+        with pytest.raises(Unclear, match="never closed") as raised:
+            list(split(text))
+        assert raised.value.line == line
+
+
+def test_a_line_of_blanks_is_passed_over_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not timed: the pattern of a line's first word is possessive, so it cannot try the rest of a long line again."""
+    for text in ("INSERT INTO a VALUES ('" + " " * 300_000 + "');\n", "USE a" + " " * 300_000 + "x;\n"):
+        assert [part.line for part in mysql_statements(text)] == [1]
+    assert [part.text for part in mysql_statements("USE a \t\r\nSELECT 1;use b\n  uSe\tc;\nUSE\nd;")] == [
+        "USE a",
+        "SELECT 1",
+        "use b\n  uSe\tc",
+        "USE\nd",
+    ]
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("SELECT 1;\n/* the /* rest */ * /\nSELECT 2;", 2),
+        ("SELECT 1\n/* the rest * /\n;", 2),
+        ("\n\nSELECT 'x'';\n", 3),
+        ("SELECT 1;\nSELECT E'x\\'", 2),
+        ('SELECT 1;\n"x', 2),
+        ("SELECT 1;\n\nSELECT $a$x;$b$", 3),
+        ("SELECT 1;\n'", 2),
+    ],
+)
+def test_what_postgresql_would_never_see_closed_is_refused_with_its_line(
+    text: str, line: int, transactional: bool
+) -> None:
+    errors = ScriptErrors("database app", "acme", "test")
+    made, data = script("a.sql", text)
+    with pytest.raises(Failed) as failed:
+        prepared(made.model_copy(update={"transactional": transactional}), data, errors)
+    assert "never closed" in failed.value.reasons[0].text
+    assert failed.value.reasons[0].source == f"a.sql:{line}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT 'x''" + "'",
+        "SELECT E'x\\\\'",
+        'SELECT "x"',
+        "SELECT ''",
+        "SELECT 1 /* /* x */ */",
+        "SELECT $$x$$",
+        "INSERT INTO a VALUES (1, 2, 'x', e'', 'y')",
+    ],
+)
+def test_what_postgresql_sees_closed_at_the_end_is_taken(text: str) -> None:
+    made, data = script("a.sql", text)
+    assert prepared(made, data, ScriptErrors("database app", "acme", "test")).count == 1

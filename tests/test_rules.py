@@ -604,7 +604,7 @@ TABLE = [
             PLACES["playbook"],
         ),
     ),
-    # no_script_is_blocked, schema_is_known, no_restore_is_unfinished: in ON_ENVIRONMENT
+    # no_script_is_blocked, schema_is_known, no_restore_is_unfinished, migrations_have_a_database: in ON_ENVIRONMENT
     # database_can_be_migrated
     row(
         "a server that cannot be migrated",
@@ -673,7 +673,21 @@ ON_ENVIRONMENT: list[tuple[str, tuple[Purpose, ...], Callable[[str], Change], Ca
         lambda env: (
             "schema_is_known",
             f"the database of {env} has tables and no migration history: which scripts have run there is not known; say it "
-            f"with: invoke migrate.baseline customer=acme env={env} reason=…",
+            f"with: invoke migrate.baseline customer=acme env={env} upto=… reason=…",
+            PLACES["environment"],
+        ),
+    ),
+    (
+        "migrations and no database to apply them to",
+        FORWARD,
+        lambda env: (
+            lambda facts: replace(
+                facts, pending=("2.sql",), environment=facts.environment.model_copy(update={"database": None})
+            )
+        ),
+        lambda env: (
+            "migrations_have_a_database",
+            f"2.4.0+1 has 1 migration(s), and {env} of acme has no database:",
             PLACES["environment"],
         ),
     ),

@@ -39,6 +39,7 @@ def blamed(text: str | bytes) -> dict[str | None, str]:
         ("-- migrate:up transaction:false\n-- tma: session=yes\nSELECT 1", {"session": True}),
         ("SELECT 'tma: x', '-- tma: transaction=no'", {}),
         ("-- tmax: 1\n-- a tma: 2", {}),
+        ("SELECT \"x -- tma: phase=late\", 'it''s /* tma: y */'; -- about tma: see there\n-- tma was here", {}),
         (
             '-- tma: accept=drop-table "it\'s ""empty"", since 2.0", accept=squawk:ban-char-field "fixed width"',
             {
@@ -80,6 +81,16 @@ def test_read(text: str | bytes, expected: dict[str, Any] | None) -> None:
         ("SELECT 1;\n-- tma: transaction=no", "2:1", "first comment lines"),
         ("SELECT 1; /*\n  -- tma: transaction=no */", "2:1", "first comment lines"),
         ("/*! SELECT 1 */\n-- tma: transaction=no", "2:1", "first comment lines"),
+        ("/* tma: transaction=no */\nVACUUM;", "1:1", "a line of its own that begins with --"),
+        ("/*\n-- tma: transaction=no\n*/\nSELECT 1;", "2:1", "a line of its own that begins with --"),
+        ("/*\n * tma: transaction=no\n */\nSELECT 1;", "2:2", "a line of its own that begins with --"),
+        ("SELECT 1; -- tma: transaction=no\n", "1:11", "first comment lines"),
+        ("SELECT 'it''s'; /* tma: phase=expand */\n", "1:17", "first comment lines"),
+        ("-- tma transaction=no\nSELECT 1;", "1:1", "a colon after tma"),
+        ("-- a word\n  -- TMA phase = expand\n", "2:3", "a colon after tma"),
+        ("--- tma: transaction=no\nSELECT 1;", "1:1", "a line of its own that begins with --"),
+        ("\u00a0-- tma: transaction=no\nSELECT 1;", "1:2", "first comment lines"),
+        ("--\u00a0tma: transaction=no\nSELECT 1;", "1:1", "a line of its own that begins with --"),
     ],
 )
 def test_refused(text: str | bytes, place: str, words: str) -> None:

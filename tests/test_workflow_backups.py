@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.errors import Failed, NotKnown, PartlyDone, Refused, UsageError
 from pipeline.verbs import main
-from pipeline.workflow import backups, deployments, restores, schema_drift
+from pipeline.workflow import backups, deployments, overview, restores, schema_drift
+from pipeline.workflow import doctor as doctors
 from tests.flows import Flow, told
 from tests.test_ledger_concurrency import ended, in_child
 from tests.test_workflow_quarantine import MIGRATE, STOP
@@ -139,6 +140,8 @@ def test_a_restore_brings_everything_back_and_keeps_what_was_there_on_production
     assert (shared / "upload").read_text() == "then" and not (shared / "more").exists()
     assert live.served(environment) == "depot 1.0.0"
     assert [check["outcome"] for check in done.checks] == ["ok"]
+    told = "\n".join(overview.history(live.session(), customer="acme").lines())
+    assert f"restored backup fair on {environment}" in told
     began, ended_ = live.records("backup-restored")
     assert (began.outcome, ended_.outcome, ended_.id) == (None, "ok", done.record)
     assert (done.kept is not None) == (environment == "production")
@@ -296,3 +299,53 @@ def test_the_verbs_speak_json_and_ask_before_what_cannot_be_taken_back(
     assert live.records("backup-restored") == []
     code, restored = typed("backup.restore", *here, "backup=fair", "reason=an incident", "--yes")
     assert (code, restored["changed"], restored["label"]) == (0, True, "fair")
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_there_is_no_backup_by_hand_of_a_database_that_is_not_there(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, applied: bool
+) -> None:
+    flow = told(tmp_path_factory, tmp_path, "tested" if applied else "released")
+    file = flow.host("test") / "shared" / "app.sqlite"
+    if applied:
+        make(flow, label="there")
+        file.rename(file.with_name("away"))
+    before = flow.refs()
+    with pytest.raises(Failed, match=f"there is no database at {file}"):
+        make(flow, label="gone")
+    assert flow.refs() == before and ("database", "gone") not in rows(flow)
+    if applied:
+        with pytest.raises(Refused) as refused:
+            doctors.doctor(flow.session(), customer="acme", environment="test")
+        assert f"there is no database at {file}, where the ledger knows migrations as applied" in refused.value.render()
+    else:
+        # A deployment's own backup, before its first script makes the database, is one of nothing, and says so.
+        assert flow.deploy().changed is True
+        assert len([label for _, label in rows(flow)]) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "once it is stopped"])
+def test_nothing_is_stopped_for_a_backup_that_was_changed(live: Flow, when: str) -> None:
+    make(live, label="fair")
+    file = live.host("test") / "backups" / "fair.sqlite"
+    session, lines = live.session(), list[str]()
+
+    def change(line: str) -> None:
+        lines.append(line)
+        if when == "before" or "stop" in line:
+            file.chmod(0o600)
+            file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+    session.progress = change
+    if when == "before":
+        change("")
+    with pytest.raises(Refused, match="was not restored"):
+        restores.restore(session, customer="acme", environment="test", backup="fair", reason="an incident")
+    assert any("stop" in line for line in lines) == (when != "before")
+    assert len(live.records("backup-restored")) == (0 if when == "before" else 2)
+    # What was stopped for it goes on.
+    assert live.served("test") == "depot 1.0.0"
+    assert live.state().environment("test").restoring is None
+    if when == "before":
+        with pytest.raises(Refused, match="was not restored"):
+            restore(live, "fair", dry_run=True)

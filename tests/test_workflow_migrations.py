@@ -188,6 +188,21 @@ def test_what_depends_on_its_session_does_not_go_on_in_the_middle(tested: Flow) 
     assert repair(tested, reverted=True).changed
 
 
+def test_what_the_database_would_not_take_is_not_recorded(tested: Flow) -> None:
+    sql = "-- tma: transaction=no\nCREATE TEMPORARY TABLE t (n INTEGER);\nINSERT INTO missing VALUES (1);\n"
+    tested.make("1.2.0", {"migrations/003_half.sql": sql})
+    with pytest.raises((Failed, PartlyDone)):
+        tested.deploy()
+    with pytest.raises(Refused, match="depends on the state of its session"):
+        repair(tested, resume_at=2)
+    execute(
+        tested, "UPDATE tma_migration_history SET statements = 0, statement = 0, session = 0 WHERE state = 'running'"
+    )
+    with pytest.raises(UsageError, match="has 0 statement"):
+        repair(tested, resume_at=1)
+    assert tested.records("migration-repaired") == []
+
+
 # --- baseline --------------------------------------------------------------------------------------------------------------
 
 FLYWAY = """
@@ -404,6 +419,53 @@ def test_a_repeatable_script_runs_again_when_it_was_changed_and_is_rehearsed_too
     released.promote()
     assert migrated(released, "production")[-1] == "R__names.sql"
     released.check_sound()
+
+
+def test_what_was_only_said_to_have_run_on_test_does_not_go_to_production(live: Flow) -> None:
+    live.make("1.2.0", {"migrations/003_half.sql": HALF, "migrations/004_new.sql": "CREATE TABLE new (id INTEGER);"})
+    with pytest.raises((Failed, PartlyDone)):
+        live.deploy()
+    repair(live, done=True)
+    baseline(live, upto="004_new.sql", release="1.2.0+1")
+    assert live.state().environment("test").asserted == ("003_half.sql", "004_new.sql")
+    live.deploy()
+    live.decide()
+    texts = refused_by(plan(live, "production"))["rehearsed_on_test"]
+    assert [text.split(":")[0] for text in texts] == [
+        f"migration {name} has not run on test" for name in ("003_half.sql", "004_new.sql")
+    ]
+    assert "invoke backup.restore customer=acme env=test" in texts[0]
+    # Of a production that has it likewise nothing runs that did not run on test.
+    baseline(live, "production", upto="004_new.sql", release="1.2.0+1")
+    assert refused_by(plan(live, "production")) == {}
+
+
+def test_what_a_dba_ran_on_test_has_run_there(live: Flow) -> None:
+    live.release("1.1.0")
+    file = live.folder / "dba.sql"
+    rehearsals.write_sql(live.session(), customer="acme", environment="test", out=file)
+    with closing(sqlite3.connect(database(live))) as connection:
+        connection.executescript("\n".join(line for line in file.read_text().split("\n") if not line.startswith(".")))
+    assert baseline(live).known == ("002_price.sql",)
+    assert live.state().environment("test").asserted == ()
+
+
+def test_tables_without_a_history_are_never_migrated_from_the_beginning(released: Flow) -> None:
+    released.release("1.1.0")
+    existing(released, EXISTING)
+    assert refused_by(plan(released)).keys() == {"schema_is_known"}
+    with pytest.raises(Refused) as refused:
+        released.deploy()
+    assert any(
+        "invoke migrate.baseline customer=acme env=test upto=" in command for command in refused.value.next_commands
+    )
+    execute(released, GOLANG.format(0))
+    [text] = refused_by(plan(released))["schema_is_known"]
+    assert "golang-migrate" in text
+    assert "invoke migrate.baseline customer=acme env=test from=golang-migrate reason=…" in text
+    baseline(released)
+    released.deploy()
+    assert migrated(released) == ["001_base.sql", "002_price.sql"]
 
 
 # --- lint and plan ----------------------------------------------------------------------------------------------------------

@@ -305,3 +305,103 @@ def test_after_a_restore_that_failed_half_way_the_old_code_does_not_run_until_on
     restores.restore(stopped.session(), customer="acme", environment="test", backup=label, reason="an incident")
     assert stopped.rollback("test").changed is True
     check_as_before(stopped, before)
+
+
+# --- the old release's playbook names no step that starts the application -------------------------------------------------
+
+RESTART = '  - restart:\n      command: [sh, bin/restart, "../../shared"]\n'
+CHECK = (
+    "  - check:\n      name: it serves this release\n"
+    '      command: [grep, -q, "{{ version }}", "../../shared/served"]\n      within: 1\n'
+)
+WAYS_TO_START = {
+    "restart": STOP + BACKUP + MIGRATE + "  - switch\n" + RESTART + CHECK,
+    "start": STOP + BACKUP + MIGRATE + "  - switch\n" + RESTART.replace("- restart", "- start") + CHECK,
+    "undo of stop": STOP
+    + '      undo: [sh, bin/restart, "../../shared"]\n'
+    + BACKUP
+    + MIGRATE
+    + "  - switch\n"
+    + CHECK,
+    "none": STOP + BACKUP + MIGRATE + "  - switch\n" + CHECK,
+}
+
+
+def came_later(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, way: str) -> Flow:
+    """1.0.0+1 is on test by a playbook that neither stops nor starts, and runs; that of now stops it; 1.3.0+1 is broken."""
+    flow = told(tmp_path_factory, tmp_path, "released")
+    book = "playbooks/depot.yaml"
+    for step in (BACKUP, RESTART, CHECK):
+        flow.edit(book, step, "")
+    flow.deploy()
+    (flow.host("test") / "shared" / "served").write_text("depot 1.0.0\nas before\n")
+    flow.sql("test", "INSERT INTO item (id, name) VALUES (1, 'kept')")
+    flow.edit(book, MIGRATE + "  - switch\n", WAYS_TO_START[way])
+    flow.make("1.3.0", {"migrations/003_drop.sql": DROP, "app.txt": BROKEN})
+    return flow
+
+
+@pytest.mark.parametrize("way", ["restart", "start", "undo of stop"])
+def test_what_the_new_playbook_stopped_it_starts_again_with_the_old_release(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, way: str
+) -> None:
+    flow = came_later(tmp_path, tmp_path_factory, way)
+    before = dump(flow)
+    planned = deployments.plan(flow.session(), customer="acme")
+    assert not any("left stopped" in line for line in planned.lines())
+    with pytest.raises(Failed) as failed:
+        flow.deploy()
+    assert "1.0.0+1 serves again" in failed.value.state
+    check_as_before(flow, before)
+
+
+def test_where_no_playbook_starts_it_nobody_says_that_it_serves(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    flow = came_later(tmp_path, tmp_path_factory, "none")
+    planned = deployments.plan(flow.session(), customer="acme")
+    assert sum("left stopped" in line for line in planned.lines()) == 2
+    with pytest.raises(Failed) as failed:
+        flow.deploy()
+    assert "serves again" not in failed.value.state
+    assert "1.0.0+1 is installed again, and left stopped" in failed.value.state
+    assert not (flow.host("test") / "shared" / "served").exists()
+
+
+@pytest.mark.parametrize("way", ["start", "none"])
+def test_a_rollback_out_of_a_quarantine_starts_what_a_restore_by_hand_has_stopped(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, way: str
+) -> None:
+    flow = came_later(tmp_path, tmp_path_factory, way)
+    flow.edit("playbooks/depot.yaml", STOP, "")
+    flow.edit("playbooks/depot.yaml", BACKUP, BACKUP + STOP)
+    with pytest.raises(PartlyDone) as partly:
+        flow.deploy()
+    assert "is quarantined" in partly.value.state
+    run = run_of(flow)
+    restores.restore(flow.session(), customer="acme", environment="test", backup=run, reason="an incident")
+    assert not (flow.host("test") / "shared" / "served").exists()
+    would = deployments.rollback(flow.session(), customer="acme", environment="test", dry_run=True)
+    assert isinstance(would, PlanResult)
+    done = flow.rollback("test")
+    assert "the quarantine is over" in done.what
+    if way == "start":
+        assert flow.served("test") == "depot 1.0.0"
+        assert "left stopped" not in done.what and not any("left stopped" in line for line in would.lines())
+    else:
+        assert "left stopped" in done.what and any("left stopped" in line for line in would.lines())
+
+
+def test_a_rollback_past_what_the_old_code_may_not_run_on_says_so(stopped: Flow) -> None:
+    stopped.make("1.4.0", {"migrations/003_drop.sql": DROP, "app.txt": "depot 1.4.0\n"})
+    stopped.deploy("1.4.0+1")
+    [run] = [record.run for record in stopped.records("deployment-finished") if record.release == "1.4.0+1"]
+    would = deployments.rollback(stopped.session(), customer="acme", environment="test", dry_run=True)
+    assert isinstance(would, PlanResult)
+    [warning] = [one for one in would.warnings if one.startswith("003_drop.sql is applied and unknown")]
+    assert f"invoke backup.restore customer=acme env=test backup={run} reason=…" in warning
+    session = stopped.session()
+    told_: list[str] = []
+    session.progress = told_.append
+    deployments.rollback(session, customer="acme", environment="test")
+    assert f"note: {warning}" in told_

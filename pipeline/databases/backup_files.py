@@ -54,7 +54,13 @@ shift 5
 private= part=
 trap 'rm -rf ${private:+"$private"} ${part:+"$part" "$part.facts"}' EXIT
 trap 'exit 143' HUP INT TERM
-private=$(mktemp -d /dev/shm/tma.XXXXXX 2>/dev/null || mktemp -d "${TMPDIR:-/tmp}/tma.XXXXXX") || exit 1
+for old in /dev/shm/tma.[0-9]*.* "${TMPDIR:-/tmp}"/tma.[0-9]*.*; do
+  # Left by a process of this user's that was killed; there may be a password in it.
+  number=${old##*/tma.} number=${number%%.*}
+  case $number in *[!0-9]*) continue ;; esac
+  if [ -d "$old" ] && [ ! -h "$old" ] && [ -O "$old" ]; then kill -0 "$number" 2>/dev/null || rm -rf "$old"; fi
+done
+private=$(mktemp -d "/dev/shm/tma.$$.XXXXXX" 2>/dev/null || mktemp -d "${TMPDIR:-/tmp}/tma.$$.XXXXXX") || exit 1
 tar -xof - -C "$private" || exit 1
 for tool in sha256sum ${passphrase:+openssl}; do
   command -v "$tool" >/dev/null 2>&1 || { echo "$tool is not installed" >&2; exit 86; }
@@ -113,7 +119,10 @@ else
   [ -z "$passphrase" ] || file=$file.enc
   for old in "$file".part.*; do
     # Left by a process that was killed.
-    if [ -e "$old" ]; then number=${old#"$file".part.}; kill -0 "${number%%.*}" 2>/dev/null || rm -f "$old"; fi
+    number=${old#"$file".part.} number=${number%.facts}
+    # Another backup's name may begin so.
+    case $number in '' | *[!0-9]*) continue ;; esac
+    if [ -e "$old" ]; then kill -0 "$number" 2>/dev/null || rm -f "$old"; fi
   done
   part=$file.part.$$ made=made
   store() { seal > "$part"; }
@@ -130,14 +139,14 @@ if [ -n "$part" ]; then
   part=
   sync "$folder" 2>/dev/null || :
 fi
-printf '\n%s %s %s %s\n' "$sum" "$((size))" "$made" "$file"
+printf '\n%s %s %s %s\n' "$sum" "$((size))" "$made" "${file##*/}"
 """
 
 _READ = r"""
 [ -e "$file" ] || exit 85
 check_bytes
 joined clear read_back "$@" || exit
-printf '\n%s %s lay %s\n' "$sum" "$(($(wc -c < "$file")))" "$file"
+printf '\n%s %s lay %s\n' "$sum" "$(($(wc -c < "$file")))" "${file##*/}"
 """
 
 _LIST = r"""
@@ -197,7 +206,7 @@ class BackupFiles:
         result = self._run(_TAKE, label, program)
         if result.exit_code:
             raise self.errors.backup_failed(self._words(label, result))
-        return _backup_file(result)
+        return self._file(result)
 
     def read(
         self,
@@ -227,7 +236,7 @@ class BackupFiles:
             )
         if result.exit_code:
             raise failed(self._words(label, result), result.stdout.decode(errors="replace"))
-        return _backup_file(result)
+        return self._file(result)
 
     def found(self) -> list[BackupFound]:
         """The backups that lie there, oldest first; neither what is still being written nor other people's files."""
@@ -264,6 +273,11 @@ class BackupFiles:
             message = "the connection to the host was lost meanwhile"
             raise failed(message, None) if failed else self.errors.backup_failed(message) from None
 
+    def _file(self, result: Result) -> BackupFile:
+        said, _, line = result.stdout.decode(errors="replace").rstrip("\n").rpartition("\n")
+        sha256, size, made, name = line.split(" ", 3)
+        return BackupFile(f"{self.folder}/{name}", sha256, int(size), made == "made", said.rstrip("\n"))
+
     def _words(self, label: str, result: Result) -> str:
         """Why it did not work, without the passphrase."""
         message = result.stderr.decode(errors="replace").strip() or f"exit code {result.exit_code}"
@@ -287,12 +301,6 @@ def _packed(files: Mapping[str, bytes]) -> bytes:
             entry.size, entry.mode = len(data), 0o600
             archive.addfile(entry, io.BytesIO(data))
     return packed.getvalue()
-
-
-def _backup_file(result: Result) -> BackupFile:
-    said, _, line = result.stdout.decode(errors="replace").rstrip("\n").rpartition("\n")
-    sha256, size, made, path = line.split(" ", 3)
-    return BackupFile(path, sha256, int(size), made == "made", said.rstrip("\n"))
 
 
 __all__: Sequence[str] = ("TIMEOUT", "BackupFile", "BackupFiles", "Program")

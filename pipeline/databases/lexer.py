@@ -106,7 +106,10 @@ def _rest(delimiter: str, backslashes: bool, ansi_quotes: bool) -> Callable[[str
     ).match
 
 
-_LINE_COMMAND = re.compile(r"[ \t\v\f\r]*(\S+)(?:[ \t]+([^\n]*?))?[ \t\v\f\r]*(?:\n|\Z)")
+# Nothing of it can be tried twice: a line of a literal may be megabytes of blanks.
+_LINE_COMMAND = re.compile(
+    r"[ \t\v\f\r]*+(?P<word>(?i:DELIMITER|USE))(?:[ \t]++(?P<rest>[^\n]*+)|[ \t\v\f\r]*+)(?:\n|\Z)"
+)
 _ACCOUNT = re.compile(r"[\w$'\"`]")
 
 
@@ -155,18 +158,19 @@ def mysql_statements(
         if start is None and fresh:
             fresh = False
             command = _LINE_COMMAND.match(text, position)
-            word = command[1].upper() if command else ""
+            word = command["word"].upper() if command else ""
+            argument = (command["rest"] or "").rstrip(SPACE) if command else ""
             if command and word == "DELIMITER":
-                wanted = _delimiter(command[2] or "")
+                wanted = _delimiter(argument)
                 if wanted is None:
-                    raise Unclear("DELIMITER needs a delimiter without a backslash", line_of(command.start(1)))
+                    raise Unclear("DELIMITER needs a delimiter without a backslash", line_of(command.start("word")))
                 delimiter, position, fresh = wanted, command.end(), True
                 token = _tokens(delimiter, backslashes, ansi_quotes)
                 rest = _rest(delimiter, backslashes, ansi_quotes)
                 continue
-            if command and word == "USE" and command[2] and delimiter not in command[0] and "\\g" not in command[0]:
+            if command and argument and word == "USE" and delimiter not in command[0] and "\\g" not in command[0]:
                 # The client runs it as soon as the line ends.
-                start, last, words = command.start(1), command.end(2), ["USE"]
+                start, last, words = command.start("word"), command.start("rest") + len(argument), ["USE"]
                 yield from parts()
                 position, fresh = command.end(), True
                 continue
@@ -273,9 +277,9 @@ def sqlite_statements(text: str) -> Iterator[Part]:
             continue
         if kind == "block":
             closing = text.find("*/", position)
-            if closing < 0 and start is not None:
+            if closing < 0:
                 raise Unclear("a comment that is opened here is never closed", text.count("\n", 0, begin) + 1)
-            position = len(text) if closing < 0 else closing + 2
+            position = closing + 2
             continue
         if kind == "open":
             raise Unclear("a quote that is opened here is never closed", text.count("\n", 0, begin) + 1)

@@ -22,6 +22,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.model import Script
+from pipeline.script_text import script_bytes
 
 ROLLED_BACK = "Nothing of this script was committed; the scripts before it stay applied, as the history says."
 
@@ -107,16 +108,27 @@ class ScriptErrors:
                 reasons=[Reason("its bytes have another checksum than the release's manifest", script.id)],
                 next_commands=[self.plan],
             )
-        try:
-            text = sql.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = sql.count(b"\n", 0, error.start) + 1
-            raise self.failed(script, "it is not UTF-8", line=line) from None
-        if "\0" in text:
-            raise self.failed(script, "it holds a NUL character", line=text.count("\n", 0, text.index("\0")) + 1)
+        text = self._readable(script, sql, "it")
         if script.lines is not None:
             text = _only(text, *script.lines)
         return without_outer_transaction(text) if in_transaction else text
+
+    def verify_text(self, script: Script, verify: bytes) -> str:
+        """The text that verifies the script, its lines as those of a script. Failed when it is not UTF-8."""
+        return self._readable(script, verify, "its verify")
+
+    def _readable(self, script: Script, data: bytes, what: str) -> str:
+        # Lines as the checksum sees them: the same bytes are the same statements, whatever system or editor ended them.
+        data = script_bytes(data)
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise self.failed(script, f"{what} is not UTF-8", line=line) from None
+        if "\0" in text:
+            line = text.count("\n", 0, text.index("\0")) + 1
+            raise self.failed(script, f"{what} holds a NUL character", line=line)
+        return text
 
     def label(self, label: str) -> str:
         """The label of a backup, checked: it becomes a file's name on the host."""
@@ -299,10 +311,12 @@ class ScriptErrors:
         code: str | None = None,
         hint: str | None = None,
         uncertain: bool = False,
+        inside: bool = False,
     ) -> PartlyDone:
         """Statement ``number`` of a script that commits each by itself did not end well; those before it are committed.
 
-        ``uncertain``: the connection was lost, so that statement ``number`` may be committed as well.
+        ``uncertain``: the connection was lost, so that statement ``number`` may be committed as well. ``inside``: a part of
+        it may be, since it commits by itself.
         """
         said = self.clean(message) + (f" [{code}]" if code else "")
         source = f"{script.id}:{line}" if line else script.id
@@ -311,7 +325,7 @@ class ScriptErrors:
         return PartlyDone(
             f"migration {script.id} stopped at statement {number} of {statements} on {self.place}.",
             reasons=reasons,
-            state=_committed(number - 1, number if uncertain else None),
+            state=_committed(number - 1, number if uncertain or inside else None, a_part=inside and not uncertain),
             next_commands=self.repairs(script.id, number),
             details={"script": script.id, "statement": number, "statements": statements, "line": line, "code": code},
         )
@@ -379,6 +393,29 @@ class ScriptErrors:
             details={"script": script.id, "line": line, "header": header},
         )
 
+    def unfit_statement(self, script: Script, words: str, why: str, instead: str, *, line: int | None = None) -> Failed:
+        """A statement that cannot be in a script that is declared like this one; ``instead`` is what to do."""
+        return Failed(
+            f"migration {script.id} cannot run as it is declared.",
+            reasons=[Reason(f"{self.clean(words)}: {why}", f"{script.id}:{line}" if line else script.id)],
+            state=ROLLED_BACK,
+            next_commands=[instead, self.plan],
+            details={"script": script.id, "line": line},
+        )
+
+    def history_changed(self, script: Script, number: int, statements: int) -> PartlyDone:
+        """A script that commits statement by statement has changed our tables, at the latest with statement ``number``."""
+        return PartlyDone(
+            f"migration {script.id} changed the migration history itself on {self.place}.",
+            reasons=[Reason(f"after statement {number} of {statements} its tables are not as they were", script.id)],
+            state=f"Its statements up to {number} are committed, and what the history said is lost or wrong.",
+            next_commands=[
+                f"invoke backup.restore customer={self.customer} env={self.environment} backup= reason=",
+                self.history,
+            ],
+            details={"script": script.id, "statement": number, "statements": statements},
+        )
+
     def not_verified(
         self, script: Script, message: str, *, code: str | None = None, statements: int | None = None
     ) -> Failed:
@@ -389,6 +426,38 @@ class ScriptErrors:
             state=ROLLED_BACK if statements is None else f"All of its {statements} statements are committed.",
             next_commands=[self.plan] if statements is None else self.repairs(script.id, statements)[1:],
             details={"script": script.id, "code": code},
+        )
+
+    def contradicts(self, script: Script, *, line: int) -> Refused:
+        """A script outside a transaction, all of which stands between a ``BEGIN`` and a ``COMMIT`` of its own."""
+        return Refused(
+            f"migration {script.id} contradicts itself.",
+            reasons=[
+                Reason(
+                    "BEGIN … COMMIT make it one transaction, and it is declared with transaction=no to run outside of one",
+                    f"{script.id}:{line}",
+                )
+            ],
+            state=ROLLED_BACK,
+            next_commands=[
+                f"take transaction=no out of {script.id}, or its BEGIN and COMMIT; in a new release, then {self.plan}"
+            ],
+            details={"script": script.id, "line": line},
+        )
+
+    def uncounted(
+        self, script: Script, message: str, *, number: int, statements: int, code: str | None = None
+    ) -> PartlyDone:
+        """Statements 1 to ``number`` of a script that commits each are committed, and its row of the history says less."""
+        said = self.clean(message) + (f" [{code}]" if code else "")
+        whole = number >= statements
+        known = "Statement 1 is committed" if number == 1 else f"Statements 1 to {number} are committed"
+        return PartlyDone(
+            f"migration {script.id} stopped after statement {number} of {statements} on {self.place}.",
+            reasons=[Reason(f"statement {number} ran, and the history cannot be told: {said}", script.id)],
+            state=f"{known}: all of it." if whole else f"{known}, the others are not.",
+            next_commands=self.repairs(script.id, number + 1)[1 if whole else 0 :],
+            details={"script": script.id, "statement": number, "statements": statements, "code": code},
         )
 
     def unfit(self, reasons: Sequence[str]) -> Refused:
@@ -402,8 +471,16 @@ class ScriptErrors:
         )
 
 
-def _committed(certain: int, perhaps: int | None) -> str:
+def only_by_hand(error: PipelineError) -> PipelineError:
+    """The error of a script that cannot go on in the middle: without the command that says that it does."""
+    error.next_commands = tuple(command for command in error.next_commands if " resume-at=" not in command)
+    return error
+
+
+def _committed(certain: int, perhaps: int | None, *, a_part: bool = False) -> str:
     """What is known to be committed of a script, as a sentence."""
     known = {0: "No statement is known to be committed", 1: "Statement 1 is committed"}
     said = known.get(certain, f"Statements 1 to {certain} are committed")
+    if a_part:
+        return f"{said}, a part of statement {perhaps} itself may be."
     return f"{said}, statement {perhaps} may be." if perhaps is not None else f"{said}, the others are not."

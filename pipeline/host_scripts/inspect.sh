@@ -79,7 +79,7 @@ for name in * .[!.]* ..?*; do
     releases | shared | journal | backups | incoming | lists)
         if [ -L "$name" ] || [ ! -d "$name" ]; then
             say "foreign $name is not a folder"
-        elif [ -z "$last" ] && [ "$name" != incoming ] && [ -n "$(ls -A "$name")" ]; then
+        elif [ -z "$last" ] && [ "$name" != incoming ] && [ "$name" != backups ] && [ -n "$(ls -A "$name")" ]; then
             say "foreign $name holds $(ls -A "$name" | sed -n 1p), and there is no deployment journal"
         fi
         ;;

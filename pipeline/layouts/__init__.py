@@ -41,6 +41,10 @@ def scripts_of(
     schema = next((file for file in manifest.files if file.path == initial), None)
     tree = Tree(settings, engine, prefix, {name: file for name, file in files.items() if file is not schema}, read)
     scripts = LAYOUTS[settings.layout](tree)
+    for file in manifest.files if prefix else ():
+        if file.path.lower().startswith(prefix.lower()) and not file.path.startswith(prefix) and _is_sql(file.path):
+            said = f"would never run: it lies in {file.path[: len(prefix)]}, and the playbook's folder is {prefix}"
+            tree.wrong.append(Reason(said, file.path))
     if schema is not None:
         full = tree.script(schema, schema.path.removeprefix(prefix), kind="initial")
         if full and any(script.kind == "initial" for script in scripts):
@@ -77,6 +81,10 @@ def _prefix(folder: str, engine: Engine, manifest: Manifest) -> str:
         f"this release has no migrations for {engine}.",
         reasons=[Reason("the release has no file below this folder", prefix) for prefix in missing],
     )
+
+
+def _is_sql(path: str) -> bool:
+    return path.lower().endswith(".sql")
 
 
 def _slashed(folder: str) -> str:

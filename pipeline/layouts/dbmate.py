@@ -7,7 +7,6 @@ below this one are not looked into, as dbmate does not.
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
 
 from pipeline.layouts.tree import Tree
 from pipeline.model import Script
@@ -15,6 +14,9 @@ from pipeline.script_text import script_text
 
 _NAME = re.compile(r"(?P<version>\d+).*\.sql")
 _PART = re.compile(r"(?m)^--[ \t]*migrate:(?P<part>\w*)(?P<options>[^\n]*)$")
+_NEARLY = re.compile(
+    r"(?im)^[^\S\n]*(?:--+|\#|/\*)[^\S\n]*migrate(?:[^\S\n]*:[^\S\n]*(?:up|down)\b|[^\S\n]+(?:up|down)[^\S\n]*(?:\*/)?$)[^\n]*"
+)
 _NO_STATEMENT = re.compile(r"\s*(?:--[^\n]*)?")
 
 
@@ -23,7 +25,7 @@ def scripts(tree: Tree) -> list[Script]:
     found: list[Script] = []
     versions: list[tuple[str, str]] = []
     for name, file in sorted(tree.files.items()):
-        if "/" in name or not fnmatchcase(name, tree.settings.pattern):
+        if "/" in name or not tree.named(name):
             continue
         match = _NAME.fullmatch(name)
         if match is None:
@@ -57,6 +59,13 @@ def _parts(tree: Tree, name: str, text: str) -> tuple[int, int, bool | None] | N
                     tree.blame(name, f"{option[0]!r} is no option of dbmate, transaction:false is", line, column)
                 elif part == "up":
                     transactional = option[0] == "transaction:true"
+    exactly = {mark.start() for mark in _PART.finditer(text)}
+    for near in _NEARLY.finditer(text):
+        if near.start() not in exactly:
+            line = text.count("\n", 0, near.start()) + 1
+            tree.blame(
+                name, f"dbmate does not read {near[0].strip()!r} as the mark of a part, only -- migrate:up", line
+            )
     lines = text.split("\n")
     if "up" not in places:
         tree.blame(name, "has no part -- migrate:up", 1)

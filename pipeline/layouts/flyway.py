@@ -10,7 +10,6 @@ refused.
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from pipeline.layouts.tree import Tree
@@ -27,7 +26,7 @@ Version = tuple[int, ...]
 
 def scripts(tree: Tree) -> list[Script]:
     """The scripts, each with its path below the folder as its id."""
-    names = [name for name in tree.files if fnmatchcase(PurePosixPath(name).name, tree.settings.pattern)]
+    names = [name for name in tree.files if tree.named(name)]
     versioned: list[tuple[Version, str]] = []
     baselines: list[tuple[Version, str]] = []
     again: list[tuple[str, str]] = []

@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
-
 from pipeline.layouts.tree import Tree
 from pipeline.model import Script
 
@@ -16,6 +13,6 @@ def scripts(tree: Tree) -> list[Script]:
     """The scripts, each with its path below the folder as its id."""
     found: list[Script] = []
     for name, file in sorted(tree.files.items()):
-        if fnmatchcase(PurePosixPath(name).name, tree.settings.pattern):
+        if tree.named(name):
             found += tree.script(file, name)
     return found

@@ -72,6 +72,8 @@ def scripts(tree: Tree) -> list[Script]:
         return []
     plan = _Plan(tree)
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+        if "\r" in line:
+            plan.blame(number, line.index("\r"), "a carriage return within the line: a line ends with LF or CRLF")
         _line(plan, number, line.split("#", 1)[0].rstrip())
     if plan.project is None:
         plan.blame(1, 0, "says no %project=")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pipeline.content import script_checksum
@@ -12,6 +14,9 @@ from pipeline.model import Engine, Migrations, Script, TreeFile
 from pipeline.paths import is_plain
 from pipeline.script_header import CLIENTS, phase_of, read_header
 from pipeline.sql_words import not_in_a_transaction
+
+RENAME = "give it the name of a migration, or take it out of the folder"
+"""What to do about a file that is nearly a migration, as the end of a sentence."""
 
 
 @dataclass
@@ -32,6 +37,18 @@ class Tree:
         """Notes what is wrong with a file (its path below the folder), at a line and column from 1 where there is one."""
         place = f"{self.prefix}{file}"
         self.wrong.append(Reason(text, place if line is None else f"{place}:{line}:{column}"))
+
+    def named(self, file: str) -> bool:
+        """Whether the playbook's pattern takes a file of this path below the folder, by its name alone.
+
+        One that it would take in other letters (``2.SQL``), or without blanks at its ends, is noted as wrong.
+        """
+        name, pattern = PurePosixPath(file).name, self.settings.pattern
+        if fnmatchcase(name, pattern):
+            return True
+        if fnmatchcase(name.strip().lower(), pattern.lower()):
+            self.blame(file, f"would never run: its name does not match {pattern}, and nearly does; {RENAME}")
+        return False
 
     def data(self, file: TreeFile) -> bytes:
         """The file's bytes; Failed when they are missing."""

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import re
 import tomllib
-from fnmatch import fnmatchcase
 
-from pipeline.layouts.tree import Tree
+from pipeline.layouts.tree import RENAME, Tree
 from pipeline.model import Script
 from pipeline.script_text import script_text
 
 _PAIR = re.compile(r"(?P<number>\d+)_(?P<title>.*)\.(?P<direction>up|down)\.sql")
+_DIRECTION = re.compile(r"[^/.][^/]*/(?:up|down)\.sql")
+_NEARLY = re.compile(rf"(?i)\s*(?:(?:up|down)\.sql|{_PAIR.pattern})\s*")
 _FOLDER = re.compile(r"(?P<version>[^/_]+)_[^/]*")
 _TOML_PLACE = re.compile(r"\s*\(at line (?P<line>\d+), column (?P<column>\d+)\)|\s*\(at end of document\)")
 
 
 def scripts(tree: Tree) -> list[Script]:
     """The scripts, each with its path below the folder as its id. Both forms in one folder are refused."""
-    folders = sorted({name.split("/")[0] for name in tree.files if re.fullmatch(r"[^/.][^/]*/(?:up|down)\.sql", name)})
-    pairs = sorted(name for name in tree.files if "/" not in name and fnmatchcase(name, tree.settings.pattern))
+    folders = sorted({name.split("/")[0] for name in tree.files if _DIRECTION.fullmatch(name)})
+    pairs = sorted(name for name in tree.files if "/" not in name and tree.named(name))
     if folders and any(_PAIR.fullmatch(name) for name in pairs):
         tree.blame(f"{folders[0]}/up.sql", f"folders, and pairs such as {pairs[0]}, give no order together")
+    for name in sorted(tree.files):
+        if "/" in name and not _DIRECTION.fullmatch(name) and _NEARLY.fullmatch(name.rpartition("/")[2]):
+            tree.blame(name, f"would never run: it is nearly a migration, in letters or in its folder; {RENAME}")
     return _folders(tree, folders) + _pairs(tree, pairs)
 
 

@@ -73,13 +73,33 @@ def without_where(looked: Looked) -> Iterator[Found]:
                 whole = any(later.is_word("set") for later in rest[1:])
             else:
                 whole = any(later.is_word("from") for later in rest[1:])
-            if whole and not any(later.is_word("where") for later in rest):
+            if whole and not _chooses(statement, rest):
                 yield Found(word.offset, f"{word.text.upper()} without WHERE changes every row")
 
 
+def _chooses(statement: Statement, rest: list[Word]) -> bool:
+    """Whether a WHERE at this level looks at anything: ``WHERE 1`` and ``WHERE true`` do not."""
+    where = next((word for word in rest if word.is_word("where")), None)
+    if where is None:
+        return False
+    depth = 0
+    for word in statement[statement.index(where) + 1 :]:
+        if word.kind == "sign":
+            depth += {"(": 1, ")": -1}.get(word.text, 0)
+            if depth < 0:
+                break
+        elif word.is_word("returning", "order", "limit"):
+            break
+        elif not word.is_word("true", "and", "or"):
+            return True
+    return False
+
+
 def truncate(looked: Looked) -> Iterator[Found]:
-    """TRUNCATE of a table."""
+    """TRUNCATE of a table or of a partition."""
     for statement in looked.running():
+        for offset, what in _partitions(statement, "truncate"):
+            yield Found(offset, f"TRUNCATE PARTITION empties {what}")
         for position, word in enumerate(statement[:-1]):
             if word.is_word("truncate") and _starts(statement, position) and statement[position + 1].text != "(":
                 name, _ = name_at(statement, past(statement, position + 1, "table", "only"))
@@ -87,9 +107,10 @@ def truncate(looked: Looked) -> Iterator[Found]:
 
 
 def drop_table(looked: Looked) -> Iterator[Found]:
-    """DROP TABLE, except of a table that the script itself creates."""
+    """DROP TABLE, except of a table that the script itself creates; and all else by which a table's rows go with it."""
     made: set[str] = set()
     for statement in looked.running():
+        yield from _tables_gone(looked, statement, made)
         made |= _created(statement, "table", surely=True)
         for position, word in enumerate(statement):
             if not word.is_word("drop") or not _starts(statement, position):
@@ -100,6 +121,30 @@ def drop_table(looked: Looked) -> Iterator[Found]:
             for name in _listed(statement, past(statement, at + 1, "if", "exists")):
                 if name.lower() not in made:
                     yield Found(word.offset, f"DROP TABLE loses {name} with its rows{_read(looked, name)}")
+
+
+def _tables_gone(looked: Looked, statement: Statement, made: set[str]) -> Iterator[Found]:
+    """A database, a schema or a partition that is dropped; a table that is created in the place of another."""
+    at = statement[0].offset
+    if begins(statement, "create", "or", "replace", "table"):
+        name, _ = name_at(statement, 4)
+        if name.lower() not in made:
+            yield Found(at, f"CREATE OR REPLACE TABLE loses {name} with its rows{_read(looked, name)}")
+    elif statement[0].is_word("drop") and len(statement) > 1 and statement[1].is_word("database", "schema"):
+        # PostgreSQL drops a schema that is not empty only with CASCADE.
+        empty = looked.engine == "postgresql" and statement[1].text == "schema" and not statement[-1].is_word("cascade")
+        for name in () if empty else _listed(statement, past(statement, 2, "if", "exists")):
+            yield Found(at, f"DROP {statement[1].text.upper()} loses {name} with all of its tables")
+    for offset, what in _partitions(statement, "drop"):
+        yield Found(offset, f"DROP PARTITION loses {what} with its rows")
+
+
+def _partitions(statement: Statement, verb: str) -> Iterator[tuple[int, str]]:
+    """The partitions of which an ALTER TABLE drops or empties the rows: an offset, and their names."""
+    if begins(statement, "alter", "table"):
+        for at, (word, after) in enumerate(pairwise(statement)):
+            if word.is_word(verb) and after.is_word("partition"):
+                yield word.offset, ", ".join(_listed(statement, past(statement, at + 2, "if", "exists")))
 
 
 def read_column(looked: Looked) -> Iterator[Found]:

@@ -110,7 +110,7 @@ def sentence(record: Record) -> str:
             return f"{by} made backup {details['label']} of {record.environment}"
         case "backup-proven":
             return f"{by} proved backup {details['label']} of {record.environment}"
-        case "backup-restored" if "backups" in details:
+        case "backup-restored" if "deployment" in details:
             return f"{_deployment(record)}: the way back restores backup {details['backups'][0]['label']}"
         case "backup-restored":
             outcome = {"ok": "restored", "failed": "could not restore", None: "began to restore"}[record.outcome]

@@ -135,7 +135,9 @@ def bring_back(case: Case, running: Running) -> DeploymentResult:
         finished = write_outcome(case, attempt, report, migrated, held)
         if report.trouble is not None:
             raise failures.brought_back(case, attempt.deployment, report, finished)
-        back = f"{case.plan.installed} serves again" if case.plan.installed else "nothing is installed, as before"
+        back = "nothing is installed, as before"
+        if case.plan.installed:
+            back = failures.serves_again(case, case.plan.actions)
         if report.restored:
             back += f"; the backup {report.restored[0]['label']} is restored"
         return DeploymentResult(
@@ -313,7 +315,10 @@ def _finished(case: Case, attempt: Attempt, report: runner.Report, migrated: Mig
         changed=True,
         what=f"{key} of {case.customer} {verb} {case.release.name} (before: {case.plan.installed or 'nothing'})"
         if not rules.ends_quarantine(case.facts)
-        else f"every host of {key} of {case.customer} is on {case.release.name} again; the quarantine is over",
+        else f"every host of {key} of {case.customer} is on {case.release.name} again; the quarantine is over"
+        + (
+            ", and the application is left stopped: no playbook says how it is started" if case.leaves_stopped() else ""
+        ),
         customer=case.customer,
         environment=key,
         release=case.release.name,

@@ -208,6 +208,7 @@ def make(
             label=chosen,
             next_commands=(f"invoke backup.list {place.named}",),
         )
+        _there_is_one(place)
         if dry_run:
             return result
         with held(place, run, "backup.run") as lease:
@@ -228,7 +229,7 @@ def listed(session: Session, *, customer: str, environment: str) -> BackupsListe
         rows: list[dict[str, Any]] = []
         for what, host in place.targets:
             found = place.found(what, host)
-            digests = _digests(place.hosts[host], [one.path for one in found])
+            digests = digests_of(place.hosts[host], [one.path for one in found])
             for one in found:
                 about = known.get((what, host, one.label))
                 trouble = None
@@ -427,6 +428,33 @@ def _tried(place: Place, what: What, host: str, label: str, fence: int, *, prove
         raise
 
 
+def missing_file(environment: Environment, host: Host) -> str | None:
+    """The path of a SQLite database whose file is not on its host; None where it is there, and for another engine."""
+    path = wiring.sqlite_file(environment, host)
+    if path is None:
+        return None
+    # 1 is the answer of test; any other code says nothing of the file.
+    return path if host.transport.run('test -e "$1"', [path]).exit_code == 1 else None
+
+
+def _there_is_one(place: Place) -> None:
+    """Failed where a SQLite database has no file: what a deployment may begin with is no backup that anybody asks for."""
+    for what, name in place.targets:
+        path = missing_file(place.environment, place.hosts[name]) if what == "database" else None
+        if path is None:
+            continue
+        applied = len(place.state.environment(place.key).applied)
+        known = (
+            f"the ledger knows {applied} migration(s) as applied there" if applied else "no migration was ever applied"
+        )
+        raise Failed(
+            f"there is no database at {path} on {name}",
+            reasons=[Reason(known, place.key), Reason("a backup of nothing would count as one of the database")],
+            state="Nothing was backed up, and nothing is recorded.",
+            next_commands=[f"invoke doctor customer={place.dossier.key} env={place.key}"],
+        )
+
+
 def _labels(place: Place, what: What, host: str) -> set[str]:
     return {found.label for found in place.found(what, host)}
 
@@ -435,7 +463,7 @@ def _schema(applied: list[str]) -> str:
     return f"{len(applied)} migration(s), the last one {applied[-1]}" if applied else "no migrations"
 
 
-def _digests(host: Host, paths: list[str]) -> dict[str, str]:
+def digests_of(host: Host, paths: list[str]) -> dict[str, str]:
     """The SHA-256 of these files on the host; those that cannot be read are missing."""
     if not paths:
         return {}

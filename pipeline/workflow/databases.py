@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline import wiring
+from pipeline import foreign_histories, wiring
 from pipeline.databases import Database
 from pipeline.host import Host
 from pipeline.layouts import files_of, scripts_of
@@ -27,7 +27,7 @@ class Look:
 
     ``scripts`` are the release's with their bytes, in order, ``verify`` the texts that must run after one of them, by its
     id. ``blocked`` says of each script that was begun and not finished what is known to be committed. ``unknown_schema``:
-    there are tables, and no history of them.
+    there are tables, and no history of them but those of the tools in ``foreign``.
     """
 
     scripts: Mapping[str, tuple[Script, bytes]]
@@ -37,6 +37,7 @@ class Look:
     blocked: Mapping[str, str] = field(default_factory=dict)
     server: DatabaseFacts | None = None
     unknown_schema: bool = False
+    foreign: tuple[str, ...] = ()
 
 
 Proof = Literal["archive", "restore"]
@@ -106,6 +107,7 @@ def look_at(
     listed = [script for script, _ in scripts.values()]
     if not ask or not migrates(environment, playbook):
         return Look(scripts, verify, compare(listed, [], accepted))
+    here = state.environment(environment.key)
     database = open_database(dossier, environment, host)
     try:
         rows = database.history()
@@ -113,7 +115,9 @@ def look_at(
         resumed = _to_resume(database) if begun else set()
         settings = playbook.migrations
         has_initial = settings is not None and settings.initial is not None
-        tables = database.catalogue().get("tables", {}) if has_initial and not rows else None
+        # Of what a deployment has left the ledger knows: later the application's own tables are nothing strange.
+        first = not (here.installed or here.running or here.failed or here.earlier)
+        tables = database.catalogue().get("tables", {}) if not rows and listed and (has_initial or first) else None
         comparison = compare(listed, rows, accepted, empty=tables is not None and not tables)
         # Where nothing is to run, nothing more need be asked.
         server = database.server() if comparison.pending else None
@@ -126,7 +130,8 @@ def look_at(
         history=rows,
         blocked={row.script: committed(row) for row in comparison.blocked if row.script not in resumed},
         server=DatabaseFacts(server.version, server.substitutes, server.refusals) if server else None,
-        unknown_schema=bool(tables) and not state.environment(environment.key).applied,
+        unknown_schema=bool(tables) and not here.applied,
+        foreign=tuple(foreign_histories.found(tables or {})),
     )
 
 
@@ -141,10 +146,8 @@ def repair_commands(customer: str, environment: str, look: Look) -> list[str]:
     if row is None:
         return []
     command = f"invoke migrate.repair customer={customer} env={environment} script={shlex.quote(row.script)}"
-    script = look.scripts.get(row.script)
-    stateful = script is not None and script[0].session
     resume = [f"{command} resume-at={row.statement + 1} reason=…"] if row.statement < row.statements else []
-    return [*([] if stateful else resume), f"{command} --mark-done reason=…", f"{command} --mark-reverted reason=…"]
+    return [*([] if row.session else resume), f"{command} --mark-done reason=…", f"{command} --mark-reverted reason=…"]
 
 
 def _to_resume(database: Database) -> set[str]:
@@ -190,7 +193,8 @@ def vanished_scripts(state: State, comparison: Comparison, release: ReleaseState
 def unrehearsed(state: State, pending: Sequence[Script], release: ReleaseState) -> dict[str, str]:
     """Those of these scripts that have not run on this customer's test, each with the reason in words.
 
-    Neither counts another text (unless the edit was accepted), nor what the full schema of a new database stands for.
+    What counts is that it ran: neither another text (unless the edit was accepted), nor what the full schema of a new
+    database stands for, nor what somebody only said of it.
     """
     test = state.environment("test")
     accepted = accepted_edits(state)
@@ -201,4 +205,11 @@ def unrehearsed(state: State, pending: Sequence[Script], release: ReleaseState) 
             found[script.id] = f"has not run on test as it is in {release.name}"
         elif script.id in test.covered:
             found[script.id] = "has not run on test, where the full schema of a new database stands for it"
+        elif script.id in test.asserted:
+            found[script.id] = (
+                "has not run on test: there it was only said to count as applied (migrate.baseline or migrate.repair); let it "
+                f"run there, from a backup before it: invoke backup.restore customer={state.customer} env=test backup=… "
+                "reason=…, then invoke deploy; or, if production has it already: invoke migrate.baseline "
+                f"customer={state.customer} env=production upto=… reason=…"
+            )
     return found

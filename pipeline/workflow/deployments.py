@@ -163,8 +163,11 @@ def rollback(
     chosen = dossier.release(target.release, state)
     with looked_at(dossier, state, environment, "rollback", chosen, named, frozen=target) as case:
         case.refusals += restore_first(case)
+        would = planned(case)
         if dry_run:
-            return planned(case)
+            return would
+        for warning in would.warnings:
+            session.progress(f"note: {warning}")
         return carry_out(case)
 
 

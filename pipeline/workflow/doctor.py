@@ -11,6 +11,7 @@ from pipeline.host import Host
 from pipeline.preflight import HostFacts, Need
 from pipeline.state import State
 from pipeline.transports import LineCut
+from pipeline.workflow.backups import missing_file
 from pipeline.workflow.databases import committed, open_database
 from pipeline.workflow.gathering import closing, hosts_of, release_manifest
 from pipeline.workflow.hosts import at_once, journal_disagreements
@@ -194,6 +195,9 @@ def _database(dossier: Dossier, environment: str, host: Host, row: Row) -> Row:
     if not row["reached"] or row["seen"].foreign:
         return found
     try:
+        gone = missing_file(target, host) if dossier.state().environment(environment).applied else None
+        if gone is not None:
+            found["troubles"].append(f"there is no database at {gone}, where the ledger knows migrations as applied")
         database = open_database(dossier, target, host)
         try:
             rows, server = database.history(), database.server()

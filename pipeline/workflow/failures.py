@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 
 from pipeline import runner
 from pipeline.errors import Failed, Interrupted, PartlyDone, PipelineError, Reason, Refused
+from pipeline.migration_rules import baseline_commands
+from pipeline.playbook import Action
 from pipeline.workflow.databases import repair_commands
 from pipeline.workflow.gathering import Case
 from pipeline.workflow.plans import command, resume_commands
@@ -67,7 +70,7 @@ def refused(case: Case) -> PipelineError:
     next_commands += repair_commands(case.customer, key, case.look)
     next_commands += _another_schema_on_test(case) if "rehearsed_on_test" in rule_names else ()
     if case.facts.unknown_schema:
-        next_commands.append(f"invoke migrate.baseline customer={case.customer} env={key} reason=… --dry-run")
+        next_commands += [f"{command} --dry-run" for command in baseline_commands(case.facts)]
     if case.facts.edited:
         script = case.facts.edited[0]
         next_commands.append(f"invoke migrate.accept customer={case.customer} script={script} env={key} reason=…")
@@ -179,11 +182,8 @@ def brought_back(case: Case, deployment: str, report: runner.Report, record: str
     told = report.error.reasons if report.restored else _told(report.error)
     reasons = [Reason(report.error.what, host), *told]
     if report.trouble is None:
-        back = (
-            f"{case.plan.installed} serves again"
-            if case.plan.installed
-            else "nothing was installed before, and nothing is now"
-        )
+        began = case.plan.actions if case.resumes else (*report.done, *([report.failed] if report.failed else []))
+        back = serves_again(case, began) if case.plan.installed else "nothing was installed before, and nothing is now"
         applied = f" Applied migrations stay: {', '.join(report.scripts)}." if report.scripts else ""
         if report.restored:
             labels = ", ".join(dict.fromkeys(backup["label"] for backup in report.restored))
@@ -207,6 +207,13 @@ def brought_back(case: Case, deployment: str, report: runner.Report, record: str
         + (f" rollback brings every host to {case.plan.installed}." if case.plan.installed else ""),
         next_commands=[*_repair(report.error), *_restore(case, report), *_out_of_quarantine(case)],
     )
+
+
+def serves_again(case: Case, began: Iterable[Action]) -> str:
+    """What became of the release that was installed before, once the way back from these actions is gone."""
+    if case.leaves_stopped(began):
+        return f"{case.plan.installed} is installed again, and left stopped: no playbook says how it is started"
+    return f"{case.plan.installed} serves again"
 
 
 def _restore(case: Case, report: runner.Report) -> list[str]:

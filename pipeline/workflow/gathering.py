@@ -22,6 +22,7 @@ from pipeline.migrations import Comparison
 from pipeline.model import Applied, Environment, Manifest, Person, Script
 from pipeline.payload import Payloads
 from pipeline.playbook import (
+    Action,
     ConfigureStep,
     Plan,
     Playbook,
@@ -39,6 +40,7 @@ from pipeline.state import Deployed, EnvironmentState, ReleaseState, Running, St
 from pipeline.steps import Unproven
 from pipeline.strict_yaml import Source, parse, wrong
 from pipeline.validation import validated
+from pipeline.way_back import leaves_stopped, starts, with_starter
 from pipeline.workflow.ahead import Ahead, Meanwhile
 from pipeline.workflow.databases import (
     Look,
@@ -117,7 +119,21 @@ class Case:
         lacks = (
             [f"the database ({server.version}): {substitute}" for substitute in server.substitutes] if server else []
         )
+        folder = self.playbook.migrations.folder if self.playbook.migrations else None
+        if folder is not None and not self.look.scripts and migrates(self.facts.environment, self.playbook):
+            # A product may have none yet; a folder that is misspelt looks the same.
+            lacks.append(f"{self.release.name} has no migration in {folder}, where the playbook looks for them")
         return (*(warning for host in self.facts.hosts for warning in preflight.warnings(host)), *lacks)
+
+    def leaves_stopped(self, began: Iterable[Action] | None = None) -> bool:
+        """Whether the way back from what was begun (by default all of the plan) leaves the application stopped.
+
+        Of a rollback that ends a quarantine: whether it leaves it so itself, since no playbook says how it is started.
+        """
+        if began is None and rules.ends_quarantine(self.facts):
+            now = self.dossier.playbook.playbook.steps
+            return any(step.kind == "stop" for step in now) and not starts(self.playbook.steps)
+        return leaves_stopped(self.plan.actions if began is None else began, self.before)
 
     def plan_has_migrations(self) -> bool:
         """Whether scripts of the release are still to be applied here."""
@@ -253,6 +269,9 @@ def gather(
     else:
         playbook, content = frozen_playbook(dossier, frozen), frozen.content
         target_environment = frozen_environment(dossier, frozen, target_environment)
+        if purpose == "rollback" and here.quarantined is not None:
+            # What was stopped, by the failed deployment or for a restore by hand, was so by the playbook of now.
+            playbook = with_starter(playbook, dossier.playbook.playbook, stops=True)
     _templates_exist(dossier, playbook, manifest, release)
     resumes = here.running is not None and (here.running.release, here.running.purpose) == (release.name, purpose)
 
@@ -265,7 +284,7 @@ def gather(
     ahead = Ahead(payloads, lambda name: release_manifest(dossier, state.releases[name]))
     if here.installed is not None and frozen is None:
         ahead.prepare(here.installed.release, manifest)
-    before = Meanwhile(lambda: _plan_before(dossier, state, environment, here.installed))
+    before = Meanwhile(lambda: _plan_before(dossier, state, environment, here.installed, playbook))
     seen = looked_at_hosts(dossier, environment, state, hosts, depth, files)
     seen_test = looked_at_hosts(dossier, "test", state, test_hosts or {}, "content", files)
     if resumes and accept_drift is None:
@@ -313,6 +332,7 @@ def gather(
         refused_findings=[finding.reason for finding in findings if finding.refuses],
         database=look.server,
         unknown_schema=look.unknown_schema,
+        foreign=look.foreign,
         accept_drift=accept_drift,
         size=sum(file.size for file in manifest.files),
         files=len(manifest.files),
@@ -343,15 +363,17 @@ def gather(
     )
 
 
-def _plan_before(dossier: Dossier, state: State, environment: str, installed: Deployed | None) -> Plan | None:
-    """The plan of what is installed, for the way back to it; None where nothing is."""
+def _plan_before(
+    dossier: Dossier, state: State, environment: str, installed: Deployed | None, new: Playbook
+) -> Plan | None:
+    """The plan of what is installed, for the way back to it from a deployment by ``new``; None where nothing is."""
     if installed is None:
         return None
     release = dossier.release(installed.release, state)
     target = _target(
         dossier, frozen_environment(dossier, installed, dossier.environment(environment)), release, None, ()
     )
-    return plan(frozen_playbook(dossier, installed), target, rollback=True)
+    return plan(with_starter(frozen_playbook(dossier, installed), new), target, rollback=True)
 
 
 def manifests(dossier: Dossier, state: State) -> Callable[[str], Manifest]:

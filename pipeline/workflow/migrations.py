@@ -177,7 +177,9 @@ def baseline(
         if dry_run:
             return result.model_copy(update={"what": what.replace(" count ", " would count ")})
         scripts = known | {script.id: script.checksum for script in new}
+        not_run = {script.id for script in new} | {row.script for row in rows if row.state == "baseline"} & set(known)
         details = {"scripts": scripts, "tool": told[0], "known": sorted(known), "release": place.release.name}
+        details["asserted"] = sorted(not_run)
         with _recorded(place, "migrations-baselined", "migrate.baseline", reason, details) as record:
             place.database.baseline(new, fence=record.number, run=record.run, release=place.release.name)
         return result.model_copy(update={"changed": True, "what": what, "record": record.id})
@@ -286,12 +288,19 @@ def _chosen(
     tool = tool or next(iter(tables))
     assert place.environment.database is not None
     query = foreign_histories.statement(tool, tables[tool], place.environment.database.engine)
-    read = foreign_histories.reading(tool, place.database.query(query), place.listed)
+    texts = {id: data.decode("utf-8", "replace") for id, (_, data) in place.scripts.items()}
+    read = foreign_histories.reading(tool, place.database.query(query), place.listed, texts)
     if read.unfinished:
         raise Refused(
             f"{tool} has begun what it did not finish on {place.environment.key} of {place.dossier.key}",
             reasons=[Reason(f"not finished, or failed: {name}", tables[tool]) for name in read.unfinished],
             state="Nothing was changed. Finish it or take it back with that tool first.",
+        )
+    if read.unclear:
+        raise Refused(
+            f"the history of {tool} does not say which scripts have run on {place.environment.key} of {place.dossier.key}",
+            reasons=[Reason(one, tables[tool]) for one in read.unclear],
+            next_commands=[f"invoke migrate.baseline {place.named} upto=… reason=…"],
         )
     return set(read.applied), (tool, read.unknown)
 
@@ -330,23 +339,17 @@ def _blocked(place: Place, script: str) -> Applied:
 
 
 def _resumable(place: Place, row: Applied, resume_at: int) -> None:
-    running = place.state.environment(place.environment.key).running
-    for name in (running.release if running is not None else None, row.release):
-        if name is None or name not in place.state.releases:
-            continue
-        manifest = release_manifest(place.dossier, place.state.releases[name])
-        scripts = release_scripts(place.dossier, place.dossier.playbook.playbook, manifest, place.environment)
-        if row.script in scripts and scripts[row.script][0].session:
-            raise Refused(
-                f"migration {row.script} depends on the state of its session, and cannot go on in the middle",
-                reasons=[Reason(committed(row), row.script)],
-                state="Nothing was changed. Finish it or take it back by hand, then say which.",
-                next_commands=[
-                    f"invoke migrate.repair {place.named} script={row.script} --mark-done reason=…",
-                    f"invoke migrate.repair {place.named} script={row.script} --mark-reverted reason=…",
-                ],
-            )
-    if not 1 <= resume_at <= max(row.statements, 1):
+    if row.session:
+        raise Refused(
+            f"migration {row.script} depends on the state of its session, and cannot go on in the middle",
+            reasons=[Reason(committed(row), row.script)],
+            state="Nothing was changed. Finish it or take it back by hand, then say which.",
+            next_commands=[
+                f"invoke migrate.repair {place.named} script={row.script} --mark-done reason=…",
+                f"invoke migrate.repair {place.named} script={row.script} --mark-reverted reason=…",
+            ],
+        )
+    if not 1 <= resume_at <= row.statements:
         raise UsageError(f"{row.script} has {row.statements} statement(s): resume-at= is one of 1 to {row.statements}")
 
 

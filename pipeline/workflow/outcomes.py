@@ -30,11 +30,13 @@ class Migrated:
     """What the database itself says that one run, in all its attempts, has done to it.
 
     ``scripts`` are applied, with their checksums; of these ``covered`` did not run, since a new database's full schema
-    stands for them. ``half_done`` were begun and not finished. ``events`` are those of the history, as JSON values.
+    stands for them, nor did ``asserted`` to their end: somebody said that they count. ``half_done`` were begun and not
+    finished. ``events`` are those of the history, as JSON values.
     """
 
     scripts: dict[str, str]
     covered: tuple[str, ...] = ()
+    asserted: tuple[str, ...] = ()
     half_done: tuple[str, ...] = ()
     events: tuple[dict[str, Any], ...] = ()
 
@@ -47,14 +49,16 @@ def migrated_in(case: Case, run: str) -> Migrated:
     database = open_database(case.dossier, case.environment, first)
     try:
         rows = [row for row in database.history() if row.run == run]
-        events = [event for event in database.events() if event.run == run] if rows else []
+        events = database.events() if rows else []
     finally:
         database.close()
+    last = {event.script: event.what for event in events}
     return Migrated(
         scripts={row.script: row.checksum for row in rows if row.state != "running"},
         covered=tuple(row.script for row in rows if row.state == "baseline"),
+        asserted=tuple(row.script for row in rows if row.state == "done" and last.get(row.script) == "marked-done"),
         half_done=tuple(row.script for row in rows if row.state == "running"),
-        events=tuple(mirrored(event) for event in events),
+        events=tuple(mirrored(event) for event in events if event.run == run),
     )
 
 
@@ -111,7 +115,12 @@ def write_outcome(case: Case, attempt: Attempt, report: runner.Report, migrated:
     finished_id = f"{attempt.run}-deployment-finished-1"
     customer = dossier.customer
     catalogue = {when: canonical(seen) for when, seen in report.catalogue.items()}
-    listed = {"covered": migrated.covered, "half_done": migrated.half_done, "events": migrated.events}
+    listed = {
+        "covered": migrated.covered,
+        "asserted": migrated.asserted,
+        "half_done": migrated.half_done,
+        "events": migrated.events,
+    }
     due = end_of_day(
         session.now().astimezone(ZoneInfo(customer.time_zone)).date() + timedelta(days=customer.sign_off_days), customer
     )

@@ -12,7 +12,9 @@ from pydantic import Field
 from pipeline import rules
 from pipeline.acts import placed
 from pipeline.errors import Reason
+from pipeline.operations import Command
 from pipeline.playbook import Action, contract_scripts, restore_needed
+from pipeline.script_text import running_text
 from pipeline.state import Deployed, ReleaseState, Running, State
 from pipeline.way_back import way_back
 from pipeline.workflow.databases import release_scripts, repair_commands, running_bytes
@@ -166,7 +168,7 @@ def planned(case: Case) -> PlanResult:
     return PlanResult(
         changed=False,
         nothing_to_do=idle,
-        warnings=(*(_warnings(case, ahead) if back else ()), *case.warnings),
+        warnings=(*(_warnings(case, ahead) if back else ()), *_left_stopped(case), *case.warnings),
         what=f"plan: {going} {case.release.name} on {case.environment.key} of {case.customer} "
         f"(now {case.plan.installed or 'nothing'})",
         customer=case.customer,
@@ -175,7 +177,7 @@ def planned(case: Case) -> PlanResult:
         installed=case.plan.installed,
         content=case.content,
         tickets=case.tickets,
-        actions=() if idle else _listed(case.plan.actions),
+        actions=() if idle else _listed(_as_undone(case)),
         point_of_no_return=case.plan.point_of_no_return,
         restore_needed={} if idle else dict(case.plan.restore_needed),
         restore_from={} if idle else dict(case.plan.restore_from),
@@ -273,7 +275,7 @@ def planned_back(case: Case, running: Running) -> PlanResult:
         stays_applied=tuple(row.script for row in case.history if row.run == running.run),
         differences=(),
         refusals=_refused(reasons),
-        warnings=case.warnings,
+        warnings=(*_left_stopped(case), *case.warnings),
         next_commands=tuple(resume_commands(case.customer, case.environment.key, running))
         if reasons
         else (f"invoke rollback {named}",),
@@ -313,15 +315,50 @@ def _warnings(case: Case, ahead: Sequence[str]) -> Iterator[str]:
     manifest = release_manifest(case.dossier, case.state.releases[here.release])
     scripts = release_scripts(case.dossier, playbook, manifest, case.environment)
     after = contract_scripts(playbook, [script for id, (script, _) in scripts.items() if id in ahead])
+    record = case.dossier.ledger.record(here.record)
+    made = record.details.get("backups", ()) if record else ()
+    texts = {
+        id: running_text(script, data).encode("utf-8", "surrogateescape")
+        for id, (script, data) in scripts.items()
+        if id in ahead and id not in after
+    }
+    label = next((one["label"] for one in made if one.get("what") == "database" and "label" in one), "…")
+    for script, kind in restore_needed(playbook, texts):
+        yield (
+            f"{script} is applied and {kind}: the code of {case.release.name} is not known to run on the database as it "
+            "is now, and a rollback takes no data back; only the restore of a backup does (invoke backup.restore "
+            f"customer={case.customer} env={case.environment.key} backup={label} reason=…)"
+        )
     if not after:
         return
-    record = case.dossier.ledger.record(here.record)
-    backups = [backup["path"] for backup in record.details.get("backups", ())] if record else []
+    backups = [backup["path"] for backup in made]
     yield (
         f"{', '.join(after)} ran after the switch to {here.release}: the code of {case.release.name} may not run on the "
         "database as it is now, and a rollback takes no data back"
         + (f" (the backup made before that deployment: {', '.join(backups)})" if backups else "")
     )
+
+
+def _left_stopped(case: Case) -> Iterator[str]:
+    """That the application is not started again, since neither the old release's playbook nor the new one says how."""
+    if not case.leaves_stopped():
+        return
+    if rules.ends_quarantine(case.facts):
+        yield f"{case.release.name} is left stopped: no playbook says how it is started"
+    else:
+        yield f"if it fails or is brought back, {case.plan.installed} is left stopped: no playbook says how it is started"
+
+
+def _as_undone(case: Case) -> Sequence[Action]:
+    """The plan's actions, those that stop the application with what becomes of it."""
+    if not case.plan.installed or not case.leaves_stopped():
+        return case.plan.actions
+    return [
+        action.model_copy(update={"undo": "nothing starts it again: left stopped"})
+        if isinstance(action.what, Command) and action.what.serving == "stop"
+        else action
+        for action in case.plan.actions
+    ]
 
 
 def nothing_to_do(case: Case) -> bool:

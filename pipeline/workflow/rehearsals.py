@@ -7,12 +7,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.databases import FENCE_TABLE
 from pipeline.databases.by_hand import PROGRAMS, ByHand
 from pipeline.errors import Failed, Reason, Refused
 from pipeline.workflow.databases import Look, committed, look_at
 from pipeline.workflow.gathering import release_manifest
 from pipeline.workflow.migrations import Place, opened
 from pipeline.workflow.session import Result, Session
+
+# The name is our own constant.
+_WHERE = f"""
+SELECT pg_catalog.current_setting('search_path'), COALESCE(
+  (SELECT n.nspname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+   WHERE c.oid = pg_catalog.to_regclass('{FENCE_TABLE}')), pg_catalog.current_schema()::text)
+"""  # noqa: S608
+"""What the runner's own session has on PostgreSQL, so that a file that somebody else runs works there as well."""
 
 
 class RehearsalDone(Result):
@@ -93,6 +102,10 @@ def write_sql(
         settings = place.environment.database
         assert settings is not None
         scripts = [look.scripts[script.id] for script in look.comparison.pending]
+        where: tuple[str | None, str | None] = (None, None)
+        if settings.engine == "postgresql" and scripts:
+            [(search_path, schema)] = place.database.query(_WHERE)
+            where = (search_path, schema)
         by_hand = ByHand(
             customer=customer,
             environment=environment,
@@ -101,8 +114,11 @@ def write_sql(
             fence=place.state.number,
             run=f"{session.new_run()}-by-hand",
             at=f"{session.now():%Y-%m-%dT%H:%M:%SZ}",
+            search_path=where[0],
+            schema=where[1],
+            known=bool(look.history),
         )
-        text = by_hand.file(scripts, look.comparison.covers) if scripts else ""
+        text = by_hand.file(scripts, look.comparison.covers, look.verify) if scripts else ""
     path = session.folder / out if out is not None and scripts else None
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from pipeline.playbook import Action, Plan, Target
 from pipeline.state import State
 from pipeline.steps import AnyStep
 from pipeline.transports import LineCut
-from pipeline.workflow.backups import Known, Place, held, known_backups, lying, opened, written
+from pipeline.workflow.backups import Known, Place, digests_of, held, known_backups, lying, opened, written
 from pipeline.workflow.databases import open_database
 from pipeline.workflow.gathering import frozen_environment, frozen_playbook
 from pipeline.workflow.outcomes import CATALOGUES
@@ -67,6 +67,9 @@ def restore(
     with opened(session, customer, environment, deciding=True) as place:
         chosen = _chosen(place, backup)
         unfinished = _unfinished(place, backup)
+        if unfinished is None:
+            # Before the application is stopped for it; what is gone on with may be restored already.
+            _as_known(place, chosen)
         plan = _plan(place, chosen)
         result = BackupRestored(
             changed=False,
@@ -177,6 +180,25 @@ def _chosen(place: Place, label: str) -> list[Known]:
             next_commands=[f"invoke backup.prove {place.named} backup={label}"],
         )
     return chosen
+
+
+def _as_known(place: Place, chosen: Sequence[Known]) -> None:
+    """Refused where the bytes of one of these backups are not those that the ledger knows."""
+    changed: list[Reason] = []
+    for one in chosen:
+        paths = [found.path for found in place.found(one.what, one.host) if found.label == one.label]
+        changed += [
+            Reason(f"{path}: its SHA-256 is {sha256}, and the ledger has {one.sha256}: it was changed", one.record)
+            for path, sha256 in digests_of(place.hosts[one.host], paths).items()
+            if sha256 != one.sha256
+        ]
+    if changed:
+        raise Refused(
+            f"backup {chosen[0].label} was not restored on {place.key} of {place.dossier.key}",
+            reasons=changed,
+            state="Nothing was stopped and nothing was put back.",
+            next_commands=[f"invoke backup.list {place.named}"],
+        )
 
 
 def _nothing_open(place: Place, state: State) -> None:

@@ -373,8 +373,13 @@ def test_script_that_locks_tables_runs_without_counting_inside_and_is_not_resume
 def test_script_that_depends_on_the_session_is_not_resumed(mariadb: MariaDb, sql: str) -> None:
     database = mariadb.open()
     apply(database, "00.sql", "CREATE TABLE a (n int)")
-    with pytest.raises(PartlyDone):
+    with pytest.raises(PartlyDone) as partly:
         apply(database, "01.sql", sql)
+    with pytest.raises(Refused, match="is blocked") as blocked:
+        apply(database, "01.sql", sql, fence=2)
+    for error in (partly.value, blocked.value):
+        assert [command.split()[-2] for command in error.next_commands] == ["--mark-done", "--mark-reverted"]
+    assert [row.session for row in database.history()] == [False, True]
     with pytest.raises(Refused, match="cannot go on in the middle"):
         database.repair("01.sql", "resume", fence=2, run="r", release="1", resume_at=2)
     database.repair("01.sql", "reverted", fence=2, run="r", release="1")
@@ -443,6 +448,9 @@ CALL p(1);
         ("SELECT 1;\nSET sql_mode = 'NO_BACKSLASH_ESCAPES';\n", "how quotes are read"),
         ("SELECT 1;\nSELECT ROW_COUNT();\n", "the runner's own"),
         ("SELECT 1;\nXA START 'x';\n", "XA"),
+        ("SELECT 1;\nDELIMITER //\nSELECT 1; XA START 'x'//\n", "XA"),
+        ("SELECT 1;\nDELIMITER //\nSELECT 1; USE other//\n", "migrate it as an environment of its own"),
+        ("SELECT 1;\nDELIMITER //\nDO 1; SET sql_mode = 'NO_BACKSLASH_ESCAPES'//\n", "how quotes are read"),
         ("SELECT 1;\nINSERT INTO a VALUES ('x;\n", "never closed"),
         ("SELECT 1;\nDELETE FROM `tma_migration_events`;\n", "tma_migration_events"),
     ],
@@ -452,23 +460,38 @@ def test_what_cannot_run_is_refused_before_anything_ran(mariadb: MariaDb, sql: s
     with pytest.raises(Failed) as failed:
         apply(database, "01.sql", "CREATE TABLE a (n int); " + sql)
     assert says in failed.value.render()
-    assert failed.value.reasons[0].source == "01.sql:2"
+    assert failed.value.reasons[0].source == f"01.sql:{3 if 'DELIMITER' in sql else 2}"
     assert "a" not in mariadb.tables()
     assert history_of(database) == []
 
 
 def test_script_that_reaches_the_history_by_a_detour_is_found_out(mariadb: MariaDb) -> None:
     sql = (
-        "SET @q = CONCAT('DELETE FROM tma_migration_', 'history'); PREPARE p FROM @q; EXECUTE p; CREATE TABLE b (n int)"
+        "SET @q = CONCAT('DELETE FROM tma_migra', 'tion_history'); PREPARE p FROM @q; EXECUTE p; CREATE TABLE b (n int)"
     )
     with pytest.raises(PartlyDone, match="does not list it"):
         apply(mariadb.open(), "01.sql", sql)
     assert "b" not in mariadb.tables()
 
 
-def test_name_of_the_history_in_a_text_is_no_harm(mariadb: MariaDb) -> None:
-    sql = "CREATE TABLE a (n text); INSERT INTO a VALUES ('tma_migration_history'); -- tma_migration_fence\nSELECT 1"
-    assert apply(mariadb.open(), "01.sql", sql) is True
+def test_name_of_the_history_is_let_through_in_comments_only(mariadb: MariaDb) -> None:
+    sql = "CREATE TABLE a (n text); -- tma_migration_fence\nINSERT INTO a /* tma_migration_history */ VALUES ('-- x')"
+    database = mariadb.open()
+    assert apply(database, "01.sql", sql) is True
+    for number, statement in enumerate(REACHING):
+        with pytest.raises(Failed, match="changes the migration history itself"):
+            apply(database, f"{number}.sql", f"CREATE TABLE b (n int);\n{statement}")
+    assert history_of(database) == ["01.sql"]
+    assert mariadb.query("SELECT highest FROM tma_migration_fence") == [(1,)]
+
+
+REACHING = [
+    "ANALYZE UPDATE tma_migration_fence SET highest = 0",
+    "DELIMITER //\nSELECT 1; UPDATE tma_migration_fence SET highest = -7//",
+    "EXECUTE IMMEDIATE 'UPDATE tma_migration_fence SET highest = -7'",
+    "UPDATE `it's`, tma_migration_fence SET highest = -6 WHERE 'x' = 'x'",
+    "CREATE TRIGGER g AFTER INSERT ON a FOR EACH ROW DELETE FROM tma_migration_history",
+]
 
 
 def test_statement_longer_than_the_server_takes_is_found_before_anything_ran(mariadb: MariaDb) -> None:

@@ -21,6 +21,7 @@ from pipeline.databases import Database
 from pipeline.databases.postgresql import scripts as scripts_of
 from pipeline.databases.postgresql.database import PostgresqlDatabase
 from pipeline.databases.postgresql.session import Lost, TunnelSession
+from pipeline.databases.postgresql.statements import Statement
 from pipeline.errors import Failed, Locked, PartlyDone, Refused, Unreachable
 from tests.contracts.engines import SECRET, Postgres, apply, history_of, script
 from tests.servers.line import Line
@@ -315,13 +316,19 @@ def test_concurrently_waits_for_a_transaction_longer_than_the_lock_timeout(postg
     database.close()
 
 
-def test_a_script_step_by_step_keeps_its_own_transaction(postgres: Postgres) -> None:
+def test_a_script_step_by_step_has_no_transaction_of_its_own(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nobody could say which of its statements are committed when one of them stops."""
     database = postgres.open()
-    sql = "BEGIN; CREATE TABLE a (n integer); INSERT INTO a VALUES (1); COMMIT; VACUUM a;"
-    assert stepwise(database, "a.sql", sql) is True
+    with pytest.raises(Failed, match="cannot run as it is declared"):
+        stepwise(database, "a.sql", "BEGIN; CREATE TABLE a (n integer); INSERT INTO a VALUES (1); COMMIT; VACUUM a;")
+    assert postgres.tables() == set()
+    apply(database, "0.sql", "CREATE TABLE a (n integer)")
+    monkeypatch.setattr(Statement, "of_a_transaction", False)
     with pytest.raises(PartlyDone, match="leaves its own transaction open"):
         raise_text(lambda: stepwise(database, "b.sql", "BEGIN; INSERT INTO a VALUES (2);"))
-    assert postgres.query("SELECT n FROM a") == [(1,)]
+    assert postgres.query("SELECT n FROM a") == []
     database.close()
 
 

@@ -10,7 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +19,19 @@ from typing import Any
 import pytest
 
 from pipeline.databases import HISTORY_FORMAT, Database
-from pipeline.errors import Failed, Locked, NotKnown, PartlyDone, PipelineError, Refused, UsageError, overtaken
+from pipeline.errors import (
+    Failed,
+    Locked,
+    NotKnown,
+    PartlyDone,
+    PipelineError,
+    Refused,
+    Unreachable,
+    UsageError,
+    overtaken,
+)
 from pipeline.model import Script
-from pipeline.transports import Result
+from pipeline.transports import LineCut, Result
 from pipeline.transports.local import LocalTransport
 from tests.contracts.engines import HOST_PATH, Sqlite, apply, history_of, script
 
@@ -122,6 +133,47 @@ class WatchedHost(LocalTransport):
 @pytest.fixture
 def host(tmp_path: Path) -> WatchedHost:
     return WatchedHost(tmp_path)
+
+
+HELD = """
+import sqlite3, sys
+path, words, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
+connect, holding, met = sqlite3.connect, [], [0]
+
+class Held(sqlite3.Connection):
+    def execute(self, statement, *more):
+        if holding and statement.startswith("UPDATE main.tma_migration_history"):
+            met[0] += 1
+            if met[0] == times:
+                holding.pop().close()
+        found = super().execute(statement, *more)
+        if statement.startswith(words):
+            other = connect(path, isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            holding.append(other)
+        return found
+
+sqlite3.connect = lambda *given, **more: connect(*given, factory=Held, **more)
+program = sys.argv[5]
+sys.argv = ["-c"]
+exec(program)
+"""
+
+
+class HeldAfter(LocalTransport):
+    """A host on which another connection takes the write lock as soon as a statement that begins so has run, until the
+    counter was tried so many times."""
+
+    def __init__(self, engine: Sqlite, words: str, times: int = 0) -> None:
+        folder = engine.folder / "held"
+        folder.mkdir(exist_ok=True)
+        (folder / "held.py").write_text(HELD)
+        python = folder / "python3"
+        python.write_text(
+            f'#!/bin/sh\nshift 2\nexec {sys.executable} -I {folder}/held.py "{engine.path}" "{words}" {times} "$@"\n'
+        )
+        python.chmod(0o755)
+        super().__init__("app1", environment={"PATH": f"{folder}:{HOST_PATH}"})
 
 
 # --- the history's format -------------------------------------------------------------------------------------------------
@@ -464,6 +516,199 @@ def test_a_script_for_the_client_is_refused(sqlite: Sqlite) -> None:
     made, data = script("a.sql", "SELECT 1")
     with pytest.raises(Refused, match="cannot run"):
         run(sqlite.open(), (made.model_copy(update={"client": True}), data))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_ends_as_its_checksum_sees_it(sqlite: Sqlite, end: str) -> None:
+    database = sqlite.open()
+    text = "-- one\n-- two\nCREATE TABLE a (n integer);\nCREATE TABLE b (n integer);\nDROP TABLE a;\n".replace(
+        "\n", end
+    )
+    made, data = script("a.sql", text)
+    assert run(database, (made.model_copy(update={"lines": (3, 4)}), data))
+    assert {"a", "b"} <= sqlite.tables()
+    assert apply(database, "b.sql", f"-- all of it{end}CREATE TABLE c (n integer);{end}-- end{end}")
+    assert "c" in sqlite.tables()
+    with pytest.raises(Failed) as failed:
+        apply(database, "c.sql", f"-- one{end}-- two{end}SELECT nothing;{end}")
+    assert failed.value.reasons[0].source == "c.sql:3"
+    with pytest.raises(Failed) as failed:
+        apply(database, "d.sql", f"-- one{end}SELECT '".encode() + b"\xff';")
+    assert failed.value.reasons[0].source == "d.sql:2"
+    made, data = stepwise("e.sql", "SELECT 1;")
+    assert run(database, (made, data), verify=f"-- x{end}SELECT 1;{end}".encode())
+    with pytest.raises(PipelineError, match="its verify failed") as raised:
+        run(database, stepwise("f.sql", "SELECT 1;"), verify=f"-- x{end}SELECT nothing;{end}".encode())
+    assert "line 2" in raised.value.reasons[0].text
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+@pytest.mark.parametrize("rest", ["/* now the rest * /", "SELECT 'x", 'SELECT "x', "SELECT `x", "SELECT [x"])
+def test_what_is_never_closed_is_refused_with_its_line(sqlite: Sqlite, rest: str, transactional: bool) -> None:
+    database = sqlite.open()
+    made, data = script("a.sql", f"CREATE TABLE a (n integer);\n{rest}\nCREATE TABLE b (n integer);\n")
+    with pytest.raises(Failed) as failed:
+        run(database, (made.model_copy(update={"transactional": transactional}), data))
+    assert "never closed" in failed.value.reasons[0].text
+    assert failed.value.reasons[0].source == "a.sql:2"
+    assert "a" not in sqlite.tables()
+    assert database.history() == []
+
+
+def test_an_outer_pair_contradicts_a_script_outside_a_transaction(sqlite: Sqlite) -> None:
+    database = sqlite.open()
+    pair = "-- tma: transaction=no\nBEGIN;\nCREATE TABLE a (n integer);\nINSERT INTO nowhere VALUES (1);\nCOMMIT;\n"
+    with pytest.raises(Refused, match="contradicts") as refused:
+        run(database, stepwise("a.sql", pair))
+    assert refused.value.reasons[0].source == "a.sql:2"
+    assert "transaction=no" in str(refused.value)
+    assert "a" not in sqlite.tables()
+    assert database.history() == []
+    two = "BEGIN; CREATE TABLE a (n integer); COMMIT; VACUUM; BEGIN; CREATE TABLE b (n integer); COMMIT;"
+    assert run(database, stepwise("b.sql", two))
+    assert {"a", "b"} <= sqlite.tables()
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "PRAGMA writable_schema=ON",
+        "PRAGMA main.writable_schema(1)",
+        "CREATE TRIGGER g AFTER INSERT ON t BEGIN DELETE FROM tma_migration_history; END",
+        "CREATE TEMP TRIGGER g AFTER INSERT ON t BEGIN\n  /* x */ DELETE FROM [TMA_migration_events]; END",
+    ],
+)
+def test_no_way_round_to_the_history(sqlite: Sqlite, statement: str, transactional: bool) -> None:
+    database = sqlite.open()
+    apply(database, "0.sql", "CREATE TABLE t (n integer);")
+    made, data = script("a.sql", f"SELECT 1;\n{statement};")
+    with pytest.raises((Failed, PartlyDone)) as raised:
+        run(database, (made.model_copy(update={"transactional": transactional}), data))
+    assert raised.value.reasons[0].source == "a.sql:2"
+    assert sqlite.query("SELECT count(*) FROM sqlite_master WHERE type = 'trigger'") == [(0,)]
+    assert apply(database, "b.sql", "-- tma_migration_history\nCREATE TRIGGER h AFTER INSERT ON t BEGIN SELECT 1; END;")
+
+
+@pytest.mark.parametrize("filler", ["/*" + "x" * 500 + "*/", " " * 500, "--" + "x" * 500 + "\n"])
+def test_a_long_filler_hides_no_other_file(sqlite: Sqlite, filler: str) -> None:
+    database = sqlite.open()
+    other = sqlite.folder / "other"
+    with pytest.raises(PartlyDone):
+        run(database, stepwise("a.sql", f"SELECT 1;\nVACUUM {filler} INTO '{other}';"))
+    assert not other.exists()
+    assert run(database, stepwise("b.sql", f"VACUUM {filler};"))
+
+
+def test_a_lost_counter_is_said_as_what_it_is(sqlite: Sqlite) -> None:
+    """The counter finds a lock that never ends: the statement before it is committed, and is said to be."""
+    database = sqlite.open(lock_timeout=0, patience=1)
+    apply(database, "0.sql", "CREATE TABLE t (n integer);")
+    for name, statements, words in (
+        ("a.sql", "INSERT INTO t VALUES (1);\nSELECT 2;", "resume-at=2"),
+        ("b.sql", "SELECT 1;\nINSERT INTO t VALUES (2);", "--mark-done"),
+    ):
+        host = HeldAfter(sqlite, "INSERT INTO t")
+        with pytest.raises(PartlyDone) as stopped:
+            run(sqlite.open(transport=host, lock_timeout=0, patience=1), stepwise(name, statements))
+        number = 1 if name == "a.sql" else 2
+        assert f"statement {number}" in stopped.value.state.lower() or f"1 to {number} are" in stopped.value.state
+        assert f"{number} are committed" in stopped.value.state or "1 is committed" in stopped.value.state
+        assert words in stopped.value.next_commands[0]
+        assert not any(f"resume-at={number} " in command for command in stopped.value.next_commands)
+    assert sqlite.query("SELECT n FROM t") == [(1,), (2,)]
+
+
+def test_a_counter_waits_for_a_lock_that_ends(sqlite: Sqlite) -> None:
+    apply(sqlite.open(), "0.sql", "CREATE TABLE t (n integer);")
+    host = HeldAfter(sqlite, "INSERT INTO t", times=12)
+    database = sqlite.open(transport=host, lock_timeout=0)
+    assert run(database, stepwise("a.sql", "INSERT INTO t VALUES (1);\nSELECT 2;"))
+    assert row_of(database, "a.sql") == ("done", 2, 2)
+
+
+def test_a_line_cut_before_the_host_began_is_no_guess(sqlite: Sqlite) -> None:
+    """What was sent arrives after the question: by then it is too late for it."""
+    late: list[Callable[[], Result]] = []
+
+    class Cut(LocalTransport):
+        def run(self, script: str, arguments: Any = (), *, stdin: Any = b"", **more: Any) -> Result:
+            if b'"operation": "apply"' in stdin[0]:
+                late.append(partial(super().run, script, arguments, stdin=stdin, **more))
+                raise LineCut("cut")
+            return super().run(script, arguments, stdin=stdin, **more)
+
+    cut = sqlite.open(transport=Cut("app1", environment={"PATH": HOST_PATH}))
+    sqlite.open().claim(1, "r0")
+    for name, made in (("a.sql", script), ("b.sql", stepwise)):
+        with pytest.raises(Unreachable) as lost:
+            run(cut, made(name, f"CREATE TABLE {name[0]} (n integer);"))
+        assert lost.value.state.startswith("Nothing of this script was committed")
+    for arrives in late:
+        assert b'"ok": false' in arrives().stdout
+    assert history_of(cut) == []
+    assert not {"a", "b"} & sqlite.tables()
+    assert run(sqlite.open(), script("a.sql", "CREATE TABLE a (n integer);"))
+
+
+def test_a_line_cut_while_the_host_is_still_at_it_is_not_known(sqlite: Sqlite) -> None:
+    class Cut(LocalTransport):
+        def run(self, script: str, arguments: Any = (), *, stdin: Any = b"", **more: Any) -> Result:
+            if b'"operation": "apply"' in stdin[0]:
+                raise LineCut("cut")
+            return super().run(script, arguments, stdin=stdin, **more)
+
+    sqlite.open().claim(1, "r0")
+    with sqlite.path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(PartlyDone, match="not known"):
+            apply(
+                sqlite.open(transport=Cut("app1", environment={"PATH": HOST_PATH}), patience=0.2), "a.sql", "SELECT 1;"
+            )
+
+
+def test_a_script_is_not_resumed_in_the_middle_of_its_own_transaction(sqlite: Sqlite) -> None:
+    database = sqlite.open()
+    made = stepwise(
+        "a.sql", "SELECT 1; BEGIN; CREATE TABLE a (n integer); INSERT INTO nowhere VALUES (1); COMMIT; SELECT 2;"
+    )
+    with pytest.raises(PartlyDone):
+        run(database, made)
+    database.repair("a.sql", "resume", fence=1, run="r2", release=RELEASE, resume_at=4)
+    with pytest.raises(PartlyDone) as stopped:
+        run(database, made, by="r2")
+    assert "middle of a transaction of its own" in stopped.value.reasons[0].text
+    assert "resume-at=2 " in stopped.value.next_commands[0]
+    assert row_of(database, "a.sql") == ("running", 1, 6)
+
+
+def test_a_backup_through_a_link_has_the_log(sqlite: Sqlite) -> None:
+    """SQLite keeps its log beside the file, not beside the link to it."""
+    writer = sqlite3.connect(sqlite.path, isolation_level=None)
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("CREATE TABLE a (n integer)")
+    writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    folder = sqlite.folder / "current"
+    folder.mkdir()
+    link = folder / "link.sqlite"
+    link.symlink_to(sqlite.path)
+    reader = sqlite3.connect(sqlite.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM a").fetchall()
+    writer.executemany("INSERT INTO a VALUES (?)", [(number,) for number in range(100)])
+    database = sqlite.open(path=link, patience=0.5)
+    with pytest.raises(Failed) as failed:
+        database.backup("held")
+    assert "write-ahead log" in str(failed.value)
+    reader.close()
+    taken = database.backup("free")
+    assert sqlite.restore(taken.path, "SELECT count(*) FROM a") == [(100,)]
+    writer.execute("DELETE FROM a")
+    writer.close()
+    database.restore("free", sha256=taken.sha256, fence=1, run="r1")
+    assert sqlite.query("SELECT count(*) FROM a") == [(100,)]
+    assert link.is_symlink()
+    assert [path.name for path in folder.iterdir()] == ["link.sqlite"]
 
 
 # --- killed at every step -------------------------------------------------------------------------------------------------

@@ -272,6 +272,27 @@ def test_a_file_that_stopped_at_the_dbas_blocks_its_script(shop: Shop) -> None:
     assert set(shop.rows().values()) == {"done"}
 
 
+def test_what_was_found_to_depend_on_its_session_is_not_recorded_as_going_on(shop: Shop) -> None:
+    flow = shop.flow
+    flow.make("1.2.0", {"migrations/003_five.sql": "SET @n = 1;\n" + FIVE.replace("(4)", "(@n)")})
+    with pytest.raises(Failed) as stopped:
+        flow.deploy()
+    for commands in (stopped.value.next_commands, shop.plan().next_commands):
+        assert [command.split()[5] for command in commands if "migrate.repair" in command] == [
+            "--mark-done",
+            "--mark-reverted",
+        ]
+    with pytest.raises(Refused, match="depends on the state of its session"):
+        shop.repair(resume_at=4)
+    assert flow.records("migration-repaired") == []
+    assert shop.repair(reverted=True).changed
+    shop.query("DROP TABLE first")
+    # The same by somebody's hand: the row says it too.
+    assert shop.client(shop.sql()).returncode == 1
+    with pytest.raises(Refused, match="depends on the state of its session"):
+        shop.repair(resume_at=4)
+
+
 @pytest.mark.parametrize(
     "wrong", ["USE mysql;", "SELECT 'not closed;", "COMMIT;", "DELETE FROM tma_migration_history;"]
 )

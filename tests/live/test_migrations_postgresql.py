@@ -85,6 +85,69 @@ def test_a_rehearsal_and_what_squawk_finds(shop: tuple[Flow, DatabaseAddress]) -
         assert connection.execute("SELECT script FROM tma_migration_history").fetchall() == [("001_base.sql",)]
 
 
+def by_hand(flow: Flow, server: PostgresServer, name: str) -> subprocess.CompletedProcess[str]:
+    """What is pending, run by a database administrator in the database with this name."""
+    file, superuser = flow.folder / "dba.sql", server.superuser(name)
+    rehearsals.write_sql(flow.session(), customer="acme", environment="test", out=file)
+    psql = shutil.which("psql") or str(binaries() / "psql")
+    command = [psql, "--no-psqlrc", "-q", f"--file={file}", "-h", superuser.host, "-p", str(superuser.port)]
+    return subprocess.run(
+        [*command, "-U", superuser.user, name],
+        env={**os.environ, "PGPASSWORD": superuser.password},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_file_for_a_dba_works_as_the_runner_would(shop: tuple[Flow, DatabaseAddress], server: PostgresServer) -> None:
+    flow, address = shop
+    with server.superuser(address.name).connect() as connection:
+        connection.execute(f"CREATE SCHEMA app AUTHORIZATION {address.user}")
+        connection.execute(f"ALTER ROLE {address.user} SET search_path = app")
+    flow.deploy()
+    flow.make("1.2.0", {"migrations/003_more.sql": "SET search_path = '';\nCREATE TABLE app.more (id integer);\n"})
+    other = by_hand(flow, server, server.create_database().name)
+    assert other.returncode != 0
+    assert f"is not {address.name}" in other.stderr
+    ran = by_hand(flow, server, address.name)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    with address.connect() as connection:
+        assert (
+            connection.execute(
+                "SELECT schemaname, tableowner FROM pg_catalog.pg_tables WHERE tablename IN ('more', 'tma_migration_history')"
+            ).fetchall()
+            == [("app", address.user)] * 2
+        )
+        assert connection.execute("SELECT count(*) FROM tma_migration_history WHERE state = 'done'").fetchall() == [
+            (3,)
+        ]
+
+
+def test_a_file_for_a_dba_refuses_what_the_runner_refuses(
+    shop: tuple[Flow, DatabaseAddress], server: PostgresServer
+) -> None:
+    flow, address = shop
+    flow.release("1.1.0")
+    flow.deploy()
+    for version, text, said in (
+        ("1.2.0", "CREATE TABLE one (id integer);\nCOMMIT;\nCREATE TABLE two (id integer);\n", "ends the transaction"),
+        ("1.3.0", "\\! touch /tmp/never\nCREATE TABLE one (id integer);\n", "cannot run as it is declared"),
+        ("1.4.0", "VACUUM item;\n", "cannot run as it is declared"),
+    ):
+        flow.make(version, {"migrations/003_bad.sql": text})
+        with pytest.raises(Failed, match=said):
+            rehearsals.write_sql(flow.session(), customer="acme", environment="test", out=flow.folder / "dba.sql")
+    # What only the server sees is undone as a whole.
+    flow.make(
+        "1.5.0", {"migrations/003_bad.sql": "CREATE TABLE one (id integer);\nEND;\nCREATE TABLE two (id integer);\n"}
+    )
+    assert by_hand(flow, server, address.name).returncode != 0
+    with address.connect() as connection:
+        assert connection.execute("SELECT to_regclass('one'), to_regclass('two')").fetchall() == [(None, None)]
+        assert connection.execute("SELECT count(*) FROM tma_migration_history").fetchall() == [(2,)]
+
+
 def test_an_existing_database_is_taken_over_and_a_dba_runs_the_rest(shop: tuple[Flow, DatabaseAddress]) -> None:
     flow, address = shop
     psql = shutil.which("psql") or str(binaries() / "psql")

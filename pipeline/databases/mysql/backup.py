@@ -10,16 +10,20 @@ its own commands off, so that nothing in it reaches a shell.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.databases import BackupFound, BackupTaken
 from pipeline.databases.backup_files import BackupFile, BackupFiles, Program
 from pipeline.databases.catalogues import differences
 from pipeline.databases.mysql.catalogue import SCRATCH_MARK, catalogue
-from pipeline.databases.mysql.rehearsal import Scratch, empty, take_over
-from pipeline.databases.mysql.session import Lost, Session, Trouble, name, sql
+from pipeline.databases.mysql.foreign import beyond
+from pipeline.databases.mysql.history import RESTORE_TABLE
+from pipeline.databases.mysql.rehearsal import Scratch, empty, held, same, seen, take_over
+from pipeline.databases.mysql.session import Command, Lost, Session, Trouble, name, sql
 from pipeline.databases.script_errors import ScriptErrors
 from pipeline.errors import Failed, PipelineError
 from pipeline.model import DatabaseSettings
@@ -79,6 +83,26 @@ dump() {
 }
 """
 
+# Rows are let through as they are: from INSERT INTO at the beginning of a line, outside of a body, to a line's last semicolon.
+_AWK = r"""
+data { if (rows) print; if (/;$/) data = 0; next }
+/^DELIMITER ;;/ { body = 1 }
+/^DELIMITER ;$/ { body = 0 }
+!body && /^INSERT INTO `/ { if (rows) print; data = !/;$/; next }
+events && body && /^\/\*![0-9]+ CREATE\*\/ .* EVENT `/ {
+  if (match($0, / (ENABLE|DISABLE|DISABLE ON SLAVE) (DO|COMMENT)/) && substr($0, RSTART, 8) == " ENABLE ")
+    $0 = substr($0, 1, RSTART) "DISABLE" substr($0, RSTART + 7)
+}
+definers && !body && /^\/\*![0-9]+ DEFINER=/ { sub(/DEFINER=`[^`]*`@`[^`]*`/, "") }
+definers && body && /^(\/\*![0-9]+ CREATE\*\/ \/\*![0-9]+ |CREATE )DEFINER=/ { sub(/DEFINER=`[^`]*`@`[^`]*`/, "") }
+{ print }
+"""
+
+_LOOK = r"""
+definitions() { awk -f "$private/awk"; }
+read_back() { joined unpacked definitions "$@"; }
+"""
+
 _ARCHIVE = r"""
 whole() { tail -c 300 | grep -q -e '^-- Dump completed' || { echo 'the dump does not end as a whole one does' >&2; return 1; }; }
 read_back() {
@@ -88,8 +112,13 @@ read_back() {
 """
 
 _LOAD = r"""
+# $3 what is edited on the way: settings of the awk program above.
+edited() {
+  if [ -n "$3" ]; then awk -v rows=1 $(printf ' -v %s=1' $3) -f "$private/awk"; else cat; fi
+}
+opened() { joined unpacked edited "$@"; }
 read_back() {
-  joined unpacked client "$@" || return
+  joined opened client "$@" || return
   [ ! -e "$private/facts" ] || cat "$private/facts"
 }
 """
@@ -134,23 +163,52 @@ class MysqlBackups:
             return self._trial(label, scratch)
         return _taken(self._files.read(label, self._program(_ARCHIVE)), _ARCHIVE_PROOF)
 
-    def restore(self, label: str, sha256: str | None, session: Session) -> BackupFile:
+    def restore(
+        self, label: str, sha256: str | None, session: Session, mark: Sequence[Command]
+    ) -> tuple[BackupFile, dict[str, Any]]:
         """Everything in the database goes, and the backup is loaded; the caller holds the lock of the session.
 
-        The file is proven first. Failed when it did not work, and the error says in what state the database is.
+        The file is proven first; then ``mark`` is sent, whose table stays. Gives the file, and what was changed on the way.
+        Failed when it did not work, and the error says in what state the database is.
         """
-        self._files.read(label, self._program(_ARCHIVE), sha256=sha256)
+        definitions, file = self._definitions(label, sha256)
         try:
-            empty(session, self.settings.name or "")
+            edits, strangers = self._edits(definitions, session)
+            session.send(mark)
+        except (Lost, Trouble) as error:
+            raise self.errors.unreadable(str(error)) from None
+        try:
+            empty(session, self.settings.name or "", {RESTORE_TABLE})
         except Trouble as trouble:
             raise self.not_finished(label, f"it could not be emptied: {trouble.message} [{trouble.number}]") from None
         except Lost as lost:
             raise self.not_finished(label, f"the connection was lost while it was emptied: {lost}") from None
         try:
-            return self._files.read(label, self._program(_LOAD), sha256=sha256)
+            # The bytes that were proven, and no others.
+            loaded = self._files.read(label, self._program(_LOAD, edits=edits), sha256=file.sha256)
+            return loaded, {"definers": strangers} if strangers else {}
         except PipelineError as error:
             said = "; ".join(str(reason) for reason in error.reasons) or error.what
             raise self.not_finished(label, said) from None
+
+    def _definitions(self, label: str, sha256: str | None) -> tuple[str, BackupFile]:
+        """The dump without its rows, read to its end. Failed when it is not whole."""
+        file = self._files.read(label, self._program(_LOOK), sha256=sha256)
+        if "-- Dump completed" not in file.said[-300:]:
+            raise self.errors.backup_failed(f"the dump {label} does not end as a whole one does")
+        return file.said, file
+
+    def _edits(self, definitions: str, session: Session) -> tuple[str, list[str]]:
+        """What is edited as the dump is loaded, and the definers that this user may not set.
+
+        What they had defined becomes this user's own, since the server takes it from nobody else.
+        """
+        user = str(session.ask("SELECT CURRENT_USER()")[0][0])
+        grants = " ".join(str(row[0]) for row in session.ask("SHOW GRANTS"))
+        strangers = sorted({f"{who}@{where}" for who, where in _DEFINER.findall(definitions)} - {user})
+        if not strangers or _MAY_DEFINE.search(grants):
+            return "", []
+        return "definers", strangers
 
     def not_finished(self, label: str, said: str) -> Failed:
         """A restore that was begun and did not come to its end."""
@@ -175,7 +233,9 @@ class MysqlBackups:
             return b""
         return Path(self.settings.tls_ca).read_bytes()
 
-    def _program(self, shell: str, *, database: str | None = None, facts_of: Session | None = None) -> Program:
+    def _program(
+        self, shell: str, *, database: str | None = None, facts_of: Session | None = None, edits: str = ""
+    ) -> Program:
         settings = self.settings
         login = {
             "host": settings.host,
@@ -187,34 +247,47 @@ class MysqlBackups:
         files = {
             "login": "".join(f"{key}={_quoted(value)}\n" for key, value in login.items()).encode(),
             "ca": self._authority(),
+            "awk": _AWK.encode(),
         }
         if facts_of is not None:
             schema = catalogue(facts_of.ask, settings.name or "")
             files["catalogue"] = json.dumps(schema, sort_keys=True).encode() + b"\n"
             files["counts.sql"] = _counting(list(schema["tables"]))
-        return Program(_SHELL + shell, (database or settings.name or "", settings.tls), files)
+        return Program(_SHELL + shell, (database or settings.name or "", settings.tls, edits), files)
 
     def _trial(self, label: str, scratch: Scratch) -> BackupTaken:
         target, session = self.settings.scratch or "", scratch.session
-        if target == self.settings.name:
+        if same(target, self.settings.name or ""):
             raise self.errors.backup_failed("the scratch database is the database itself")
+        definitions, first = self._definitions(label, None)
         try:
             session.connection()
-            take_over(session, target, self.errors)
-            try:
-                file = self._files.read(label, self._program(_LOAD, database=target))
-                schema = catalogue(session.ask, target)
-                tables = session.ask(f"SELECT {_columns(list(schema['tables']))}")[0] if schema["tables"] else ()
-                counts = dict(zip(schema["tables"], tables, strict=True))
-            finally:
-                empty(session, target)
+            if why := _not_inside(definitions, {*seen(session), self.settings.name or ""}):
+                raise self.errors.backup_failed(f"{label} cannot be restored on trial: it {why}")
+            edits, strangers = self._edits(definitions, session)
+            with held(session, target, self.errors):
+                take_over(session, target, self.errors)
+                try:
+                    program = self._program(_LOAD, database=target, edits=f"events {edits}")
+                    file = self._files.read(label, program, sha256=first.sha256)
+                    schema = catalogue(session.ask, target)
+                    tables = session.ask(f"SELECT {_columns(list(schema['tables']))}")[0] if schema["tables"] else ()
+                    counts = dict(zip(schema["tables"], tables, strict=True))
+                finally:
+                    empty(session, target)
         except (Lost, Trouble) as error:
             raise self.errors.backup_failed(f"the trial restore of {label} did not work: {error}") from None
         finally:
             scratch.close()
         line, _, rest = file.said.partition("\n")
         before, _, after = rest.partition("\n\n")
-        found = differences(json.loads(line), schema)
+        if not line:
+            raise self.errors.backup_failed(f"what {label} was made from is not there: its .facts are missing")
+        made_from = json.loads(_without(line, self.settings.name or ""))
+        for event, there in schema["events"].items():
+            # They were loaded so that none of them runs.
+            there["status"] = made_from["events"].get(event, {}).get("status")
+        found = differences(made_from, json.loads(_without(json.dumps(schema), self.settings.name or "")))
         was, became = _counted(before), _counted(after)
         for table, rows in sorted(counts.items()):
             counts_then: list[int] = [counted.get(table, int(rows)) for counted in (was, became)]
@@ -228,7 +301,29 @@ class MysqlBackups:
         moved = sum(was.get(table) != became.get(table) for table in counts)
         said = f"{len(counts)} tables with {sum(counts.values())} rows"
         said += f", {moved} of which were being written: compared loosely" if moved else ""
+        said += f"; defined by {', '.join(strangers)}, and in the copy by this user" if strangers else ""
         return _taken(file, f"restored into {target}: the same catalogue, {said}", restored=True)
+
+
+_DEFINER = re.compile(r"DEFINER=`([^`]*)`@`([^`]*)`")
+_MAY_DEFINE = re.compile(r"\b(?:SUPER|SET USER|SET_USER_ID|SET_ANY_DEFINER)\b|ALL PRIVILEGES ON \*\.\*")
+_EVENT_LINE = re.compile(r"^/\*!\d+ CREATE\*/ .* EVENT `", re.MULTILINE)
+_EVENT_HEAD = re.compile(
+    r"^/\*!\d+ CREATE\*/ .* EVENT `[^\n]*? (?:ENABLE|DISABLE|DISABLE ON SLAVE) (?:DO|COMMENT)", re.MULTILINE
+)
+
+
+def _not_inside(definitions: str, databases: Collection[str]) -> str | None:
+    """How loading the dump would reach beyond the database it is loaded into, as words behind "it"."""
+    if len(_EVENT_LINE.findall(definitions)) != len(_EVENT_HEAD.findall(definitions)):
+        return "has an event of which it is not clear how to keep it from running"
+    # Its routines are made there, and not run.
+    return beyond(definitions, databases, events=False, dynamic=False, sequences=True)
+
+
+def _without(catalogued: str, database: str) -> str:
+    """A catalogue as JSON without the name of the database that it was made from."""
+    return catalogued.replace(json.dumps(name(database) + ".")[1:-1], "") if database else catalogued
 
 
 _ARCHIVE_PROOF = "gzip's check sum, and the dump's last line says that it is complete"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.databases import OWN_TABLES, Catalogue
+from pipeline.databases.mysql.history import RESTORE_TABLE
 from pipeline.databases.mysql.session import name, sql, text
 
 SCRATCH_MARK = "tma_scratch"
@@ -78,7 +79,7 @@ def catalogue(ask: Ask, database: str) -> Catalogue:
     found: Catalogue = {kind: {} for kind in ("tables", "views", "sequences", "procedures", "functions", "events")}
     tables = found["tables"]
     for table, kind, engine, collation, comment in rows(_TABLES):
-        if table in OWN_TABLES or table == SCRATCH_MARK:
+        if table in OWN_TABLES or table in {SCRATCH_MARK, RESTORE_TABLE}:
             continue
         if kind == "SEQUENCE":
             found["sequences"][table] = {"definition": _sequence(ask, database, table)}

@@ -18,17 +18,19 @@ from typing import Any, TypeVar
 
 import pymysql
 
-from pipeline.databases import HISTORY_FORMAT, BackupFound, BackupTaken, Catalogue, Rehearsed, Repair, Server
+from pipeline.databases import BackupFound, BackupTaken, Catalogue, Rehearsed, Repair, Server
 from pipeline.databases.lexer import Part, Unclear, mysql_statements
 from pipeline.databases.mysql.backup import MysqlBackups
 from pipeline.databases.mysql.catalogue import catalogue
-from pipeline.databases.mysql.history import LONGEST_ID, History, Row, applied, event, row
+from pipeline.databases.mysql.fence import Fence
+from pipeline.databases.mysql.history import LONGEST_ID, RESTORE_TABLE, History, Row, applied, event, row
 from pipeline.databases.mysql.rehearsal import rehearse
 from pipeline.databases.mysql.run import ScriptRun
 from pipeline.databases.mysql.server import described
 from pipeline.databases.mysql.session import Command, Lost, Session, Trouble
 from pipeline.databases.mysql.units import Reading, looked_through
-from pipeline.databases.script_errors import ScriptErrors
+from pipeline.databases.mysql.verify import checked
+from pipeline.databases.script_errors import ScriptErrors, only_by_hand
 from pipeline.errors import Failed, PipelineError, Reason, Refused, UsageError
 from pipeline.model import Applied, DatabaseSettings, HistoryEvent, Script
 from pipeline.transports import Transport
@@ -67,7 +69,7 @@ class MysqlDatabase:
         self._errors = ScriptErrors(place, customer, environment, password)
         self._session = Session(transport, settings, password, self._errors)
         self._history = History(settings.name or "", self._session.lock)
-        self._claimed: int | None = None
+        self._fence = Fence(self._session, self._history, self._errors, patience)
         self._backups = MysqlBackups(transport, settings, password, backups, self._errors, passphrase=passphrase)
 
     # --- looking ------------------------------------------------------------------------------------------------------
@@ -128,14 +130,15 @@ class MysqlDatabase:
         self._fit(script)
         dirty = True
         try:
-            if self._claimed != fence:
-                self._claim(fence, run)
+            if self._fence.claimed != fence:
+                self._fence.claim(fence, run)
             self._session.connection()
             reading = self._look_through(script, text)
+            check = self._verify(script, verify)
             run_of = ScriptRun(
                 self._session, self._history, self._errors, script, text, reading, fence=fence, run=run, release=release
             )
-            done = self._apply(run_of, verify, covers)
+            done = self._apply(run_of, check, covers)
             dirty = done and reading.dirty
         except Lost as lost:
             return self._ask_again(script, text, run, str(lost))
@@ -151,7 +154,7 @@ class MysqlDatabase:
 
     def claim(self, fence: int, run: str) -> None:
         """See :meth:`pipeline.databases.Database.claim`."""
-        self._settled(lambda: self._claim(fence, run))
+        self._settled(lambda: self._fence.claim(fence, run))
 
     def baseline(self, scripts: Sequence[Script], *, fence: int, run: str, release: str) -> list[str]:
         """See :meth:`pipeline.databases.Database.baseline`."""
@@ -159,13 +162,13 @@ class MysqlDatabase:
             self._fit(script)
 
         def work() -> list[str]:
-            self._claim(fence, run)
-            (rows,) = self._session.take_lock(self._patience, [self._history.rows])
+            self._fence.claim(fence, run)
+            (rows,) = self._fence.locked(fence, [self._history.rows])
             known = {applied(each).script for each in rows}
             new = [script for script in scripts if script.id not in known]
             if new:
                 inserted = [each for script in new for each in self._history.baseline(script, fence, run, release)]
-                self._write(fence, inserted)
+                self._fence.write(fence, inserted)
             return [script.id for script in new]
 
         return self._settled(work)
@@ -176,8 +179,8 @@ class MysqlDatabase:
         """See :meth:`pipeline.databases.Database.repair`."""
 
         def work() -> None:
-            self._claim(fence, run)
-            (rows,) = self._session.take_lock(self._patience, [self._history.row_of(script)])
+            self._fence.claim(fence, run)
+            (rows,) = self._fence.locked(fence, [self._history.row_of(script)])
             found = row(rows)
             if found is None:
                 raise self._errors.no_row(script)
@@ -196,7 +199,7 @@ class MysqlDatabase:
                 details["resume_at"] = resume_at
                 commands = [history.settle(script, state="running", statement=resume_at - 1, resume=True)]
             told = {"resume": "resumed", "done": "marked-done", "reverted": "marked-reverted"}[what]
-            self._write(fence, [*commands, history.event(told, script, fence, run, release, details)])
+            self._fence.write(fence, [*commands, history.event(told, script, fence, run, release, details)])
 
         self._settled(work)
 
@@ -204,9 +207,13 @@ class MysqlDatabase:
         """See :meth:`pipeline.databases.Database.rehearse`: on a copy of the schema, without its rows."""
         scratch = self._scratch("a rehearsal")
         try:
-            return self._reading(lambda: rehearse(self._session, self._settings, scratch, scripts, run, self._errors))
+            return self._reading(lambda: self._rehearse(scratch, scripts, run))
         finally:
             scratch.close()
+
+    def _rehearse(self, scratch: MysqlDatabase, scripts: Sequence[tuple[Script, bytes]], run: str) -> list[Rehearsed]:
+        self._fence.whole()
+        return rehearse(self._session, self._settings, scratch, scripts, run, self._errors)
 
     # --- backups ------------------------------------------------------------------------------------------------------
 
@@ -228,19 +235,23 @@ class MysqlDatabase:
         """See :meth:`pipeline.databases.Database.restore`.
 
         Not one transaction on this engine: the file is proven first, then everything goes and the backup is loaded. While it
-        is, the runner's lock is held by this session.
+        is, the runner's lock is held by this session; and a mark in the database, which goes last, keeps everything but
+        another restore away from what one that was interrupted left.
         """
         label = self._errors.label(label)
+        history = self._history
 
         def work() -> None:
-            self._claim(fence, run)
-            (look,) = self._session.take_lock(self._patience, [self._history.look])
-            highest = max(fence, int(look[0][0])) if look else fence
-            taken = self._backups.restore(label, sha256, self._session)
-            details = {"label": label, "sha256": taken.sha256}
-            commands = [*self._history.create, self._history.raise_fence(highest, run)]
-            commands.append(self._history.event("restored", None, highest, run, "", details))
-            self._claimed = None
+            # Under one lock from the look at the fence to the end.
+            self._fence.claim(fence, run, keep=True)
+            highest = self._fence.highest(fence)
+            mark = history.begin_restore(highest, label, run)
+            taken, changed = self._backups.restore(label, sha256, self._session, mark)
+            details = {"label": label, "sha256": taken.sha256, **changed}
+            commands = [*history.create, history.raise_fence(highest, run), history.end_restore]
+            # Without its event a restore is made again by the same run; with the mark alone nothing would.
+            commands.append(history.event("restored", None, highest, run, "", details))
+            self._fence.claimed = None
             try:
                 self._session.send(commands)
             except (Lost, Trouble) as error:
@@ -252,7 +263,7 @@ class MysqlDatabase:
 
     def close(self) -> None:
         """See :meth:`pipeline.databases.Database.close`."""
-        self._claimed = None
+        self._fence.claimed = None
         self._session.close()
 
     # --- a script -----------------------------------------------------------------------------------------------------
@@ -292,15 +303,16 @@ class MysqlDatabase:
 
         return looked_through(self._errors, script, parts(), self._settings.name or "")
 
-    def _apply(self, run_of: ScriptRun, verify: bytes | None, covers: Sequence[Script]) -> bool:
+    def _verify(self, script: Script, verify: bytes | None) -> list[str] | None:
+        """The statements of the script's verify; Failed before anything ran where it cannot be one."""
+        if verify is None:
+            return None
+        session = self._session
+        return checked(self._errors, script, verify, backslashes=session.backslashes, ansi_quotes=session.ansi_quotes)
+
+    def _apply(self, run_of: ScriptRun, verify: list[str] | None, covers: Sequence[Script]) -> bool:
         script, errors = run_of.script, self._errors
-        look, rows = self._session.take_lock(self._patience, [self._history.look, self._history.row_of(script.id)])
-        if not look:
-            raise errors.unreadable("tma_migration_fence has lost its row")
-        if int(look[0][1]) > HISTORY_FORMAT:
-            raise errors.newer(int(look[0][1]))
-        if int(look[0][0]) > run_of.fence:
-            raise errors.stale(run_of.fence, int(look[0][0]))
+        (rows,) = self._fence.locked(run_of.fence, [self._history.row_of(script.id)])
         found = row(rows)
         if found is not None and found.state == "running":
             if not found.resume:
@@ -312,17 +324,17 @@ class MysqlDatabase:
                 return False
             if script.kind != "repeatable":
                 raise errors.edited(script, found.checksum)
-        run_of.go(found, verify.decode("utf-8-sig") if verify is not None else None, covers)
+        run_of.go(found, verify, covers)
         return True
 
     def _ask_again(self, script: Script, text: str, run: str, said: str) -> bool:
         """What the history says after the connection broke: once the lock is free, the old session is over."""
         self._session.close()
-        self._claimed = None
+        self._fence.claimed = None
         try:
             (names,) = self._session.send([self._history.exists])
             rows = (
-                self._session.take_lock(self._patience, [self._history.row_of(script.id)])[0] if len(names) == 3 else []
+                self._session.take_lock(self._patience, [self._history.row_of(script.id)])[0] if _whole(names) else []
             )
             found = row(rows)
         except Lost:
@@ -358,48 +370,15 @@ class MysqlDatabase:
         )
         return _not_past_its_end(error, found)
 
-    # --- the fence ----------------------------------------------------------------------------------------------------
-
-    def _claim(self, fence: int, run: str) -> None:
-        """Makes the tables when missing and raises the fence; the lock is given back."""
-        try:
-            (names,) = self._session.take_lock(self._patience, [self._history.exists])
-            if len(names) < 3:
-                self._session.send(self._history.create)
-            (look,) = self._session.send([self._history.look])
-            if not look:
-                raise self._errors.unreadable("tma_migration_fence has lost its row")
-            highest, form = int(look[0][0]), int(look[0][1])
-            if form > HISTORY_FORMAT:
-                raise self._errors.newer(form)
-            if highest > fence:
-                raise self._errors.stale(fence, highest)
-            self._session.send([self._history.raise_fence(fence, run), self._session.release])
-            self._session.released()
-            self._claimed = fence
-        finally:
-            self._session.let_go()
-
-    def _write(self, fence: int, commands: Sequence[Command]) -> None:
-        """Writes the history in one transaction, under the fence."""
-        begin = Command("START TRANSACTION")
-        try:
-            self._session.send([begin, self._history.guard(fence), *commands, Command("COMMIT")])
-        except Trouble as trouble:
-            self._session.roll_back()
-            if trouble.command.role == "guard" and trouble.number == 1690:
-                (look,) = self._session.send([self._history.look])
-                raise self._errors.stale(fence, int(look[0][0])) from None
-            raise
-
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def _rows_of(self, command: Command) -> list[tuple[Any, ...]]:
         (names,) = self._session.send([self._history.exists])
-        return self._session.send([command])[0] if len(names) == 3 else []
+        return self._session.send([command])[0] if _whole(names) else []
 
     def _facts(self) -> Session:
         self._session.connection()
+        self._fence.whole()
         return self._session
 
     def _reading(self, work: Callable[[], _T]) -> _T:
@@ -409,7 +388,7 @@ class MysqlDatabase:
                 return work()
             except Lost as lost:
                 self._session.close()
-                self._claimed = None
+                self._fence.claimed = None
                 if attempt == 2:
                     raise self._errors.not_let_in(str(lost)) from None
             except Trouble as trouble:
@@ -422,7 +401,7 @@ class MysqlDatabase:
             return work()
         except Lost as lost:
             self._session.close()
-            self._claimed = None
+            self._fence.claimed = None
             raise self._errors.not_claimed(str(lost)) from None
         except Trouble as trouble:
             raise self._unreadable(trouble) from None
@@ -470,8 +449,10 @@ class MysqlDatabase:
         return self._errors.unreadable(trouble.message, code=str(trouble.number))
 
 
+def _whole(names: list[tuple[Any, ...]]) -> bool:
+    return len({str(row[0]) for row in names} - {RESTORE_TABLE}) == 3
+
+
 def _not_past_its_end(error: PipelineError, found: Row) -> PipelineError:
-    """Without the command to go on behind the last statement, where all of them are committed."""
-    if found.statement == found.statements:
-        error.next_commands = error.next_commands[1:]
-    return error
+    """Without the command to go on where all statements are committed, or where what it depends on is gone."""
+    return only_by_hand(error) if found.statement == found.statements or found.session else error

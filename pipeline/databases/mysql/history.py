@@ -33,6 +33,15 @@ _CREATE = (
     "INSERT IGNORE INTO {fence} (id, highest, format) VALUES (1, 0, {format})",
 )
 
+RESTORE_TABLE = "tma_migration_restore"
+"""There while a restore is under way, so that what one left half done is used by nothing but the restore again. It outlives
+the emptying of the database, and holds the highest fence meanwhile."""
+
+_RESTORING = (
+    "CREATE TABLE IF NOT EXISTS {restore} (id tinyint NOT NULL PRIMARY KEY, highest bigint NOT NULL,"
+    " label varbinary(255) NOT NULL, run varbinary(255) NOT NULL) " + _OPTIONS
+)
+
 LONGEST_ID = 700
 """Bytes of the longest script id that the history can hold; of a run's or a release's name it is 255."""
 
@@ -57,7 +66,7 @@ class History:
     """The statements for one database's history; none of them is sent here."""
 
     def __init__(self, database: str, lock: str) -> None:
-        tables = {"history": HISTORY_TABLE, "events": EVENTS_TABLE, "fence": FENCE_TABLE}
+        tables = {"history": HISTORY_TABLE, "events": EVENTS_TABLE, "fence": FENCE_TABLE, "restore": RESTORE_TABLE}
         self._names: dict[str, object] = {key: f"{name(database)}.{name(table)}" for key, table in tables.items()}
         self._database, self._lock = database, lock
 
@@ -68,19 +77,32 @@ class History:
 
     @property
     def exists(self) -> Command:
-        """Answered by the names of the tables that there are."""
+        """Answered by the names of the tables that there are; :data:`RESTORE_TABLE` is not one of the history's three."""
         return Command(
             sql(
                 "SELECT table_name FROM information_schema.tables WHERE table_schema = CONVERT({database} USING utf8mb4)"
-                " AND table_name IN ('tma_migration_history', 'tma_migration_events', 'tma_migration_fence')",
+                " AND table_name IN ('tma_migration_history', 'tma_migration_events', 'tma_migration_fence', '{restore}')",
                 database=text(self._database),
+                restore=RESTORE_TABLE,
             )
         )
 
     @property
     def look(self) -> Command:
-        """Answered by the highest fence and the format."""
-        return Command(self._sql("SELECT highest, format FROM {fence}"))
+        """Answered by the highest fence, the format, and whether a restore was begun and not finished."""
+        return Command(
+            self._sql(
+                "SELECT highest, format, (SELECT COUNT(*) FROM information_schema.tables WHERE table_schema ="
+                " CONVERT({database} USING utf8mb4) AND table_name = '{mark}') FROM {fence}",
+                database=text(self._database),
+                mark=RESTORE_TABLE,
+            )
+        )
+
+    @property
+    def restoring(self) -> Command:
+        """Answered by the highest fence and the label of the restore under way; nothing where it had not begun to empty."""
+        return Command(self._sql("SELECT highest, label FROM {restore}"))
 
     def row_of(self, script: str) -> Command:
         """Answered by what :func:`row` reads."""
@@ -97,8 +119,8 @@ class History:
         """Answered by what :func:`applied` reads."""
         return Command(
             self._sql(
-                "SELECT script, checksum, algorithm, fence, run, `release`, applied_at, state, statement, statements"
-                " FROM {history} ORDER BY applied_at, script"
+                "SELECT script, checksum, algorithm, fence, run, `release`, applied_at, state, statement, statements,"
+                " session FROM {history} ORDER BY applied_at, script"
             )
         )
 
@@ -151,6 +173,20 @@ class History:
                 "UPDATE {fence} SET highest = GREATEST(highest, {number}), run = {run}", number=fence, run=text(run)
             )
         )
+
+    def begin_restore(self, highest: int, label: str, run: str) -> list[Command]:
+        """The mark that a restore is under way."""
+        values = f"1, {highest}, {text(label)}, {text(run)}"
+        return [Command(self._sql(_RESTORING)), Command(self._sql("REPLACE INTO {restore} VALUES ({row})", row=values))]
+
+    def raise_restoring(self, fence: int) -> Command:
+        """The fence in the mark rises, and is never lowered."""
+        return Command(self._sql("UPDATE {restore} SET highest = GREATEST(highest, {number})", number=fence))
+
+    @property
+    def end_restore(self) -> Command:
+        """The mark goes."""
+        return Command(self._sql("DROP TABLE IF EXISTS {restore}"))
 
     def begin(
         self, script: Script, statements: int, *, session: bool, fence: int, run: str, release: str
@@ -331,7 +367,7 @@ def row(found: Sequence[tuple[Any, ...]]) -> Row | None:
 def applied(found: tuple[Any, ...]) -> Applied:
     """One row of the answer to :attr:`History.rows`."""
     names = ("script", "checksum", "algorithm", "fence", "run", "release", "at", "state", "statement", "statements")
-    values = _values_of(names, found)
+    values = _values_of((*names, "session"), found)
     return Applied.model_validate(values | {"at": values["at"].replace(tzinfo=UTC)})
 
 

@@ -6,20 +6,20 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 
-from pipeline.databases.lexer import Part, Unclear, mysql_statements
+from pipeline.databases.lexer import Part, mysql_statements
 from pipeline.databases.mysql.history import History, Row, row
 from pipeline.databases.mysql.session import LOCK_WAIT, Command, Lost, Session, Trouble
 from pipeline.databases.mysql.units import (
     Reading,
     Unit,
+    brackets,
     clean_failure,
-    commits_by_itself,
     kind_of,
     omitted,
     replayed,
     units,
 )
-from pipeline.databases.script_errors import ScriptErrors
+from pipeline.databases.script_errors import ScriptErrors, only_by_hand
 from pipeline.errors import PartlyDone, PipelineError, Reason, Refused
 from pipeline.model import Script
 
@@ -49,7 +49,7 @@ class ScriptRun:
         self._run, self._release = run, release
         self._unit: Unit | None = None
 
-    def go(self, before: Row | None, verify: str | None, covers: Sequence[Script]) -> None:
+    def go(self, before: Row | None, verify: list[str] | None, covers: Sequence[Script]) -> None:
         """Runs what is left of it, verifies it and writes that it is done.
 
         Failed when nothing of it is committed, PartlyDone when some is; Lost when the connection broke.
@@ -116,8 +116,9 @@ class ScriptRun:
         for unit in units(self._parts(), self._reading.broken):
             self._unit = unit
             if unit.last <= done:
-                if done and replayed(unit.parts[0]):
-                    yield self._statement(unit.parts[0])
+                for part in unit.parts if done else ():
+                    if replayed(part):
+                        yield self._statement(part)
                 continue
             yield from self._commands_of(unit, done)
         yield from finish
@@ -155,7 +156,7 @@ class ScriptRun:
         return self._history.guard(self.fence, shared=shared, script=self.script.id, counted=unit.first - 1)
 
     def _statement(self, part: Part) -> Command:
-        alone = kind_of(part) == "other" and part.words[:1] not in {("START",), ("COMMIT",), ("BEGIN",), ("ROLLBACK",)}
+        alone = kind_of(part) == "other" and not brackets(part)
         return Command(part.text, "statement", part.number, alone)
 
     # --- when something fails ------------------------------------------------------------------------------------------
@@ -175,13 +176,35 @@ class ScriptRun:
                 raise trouble
             raise self._errors.escaped(script)
         unit = self._failing_unit(trouble.command.number or now.statement + 1)
+        if trouble.command.role == "counter" and trouble.command.number and unit is not None and not unit.exact:
+            # The statement ran: it is never run again for its counter's sake.
+            if trouble.number in LOCK_WAIT and self._counted(unit):
+                return unit.last, 0
+            raise self._said(trouble, unit, now, False, before)
         certain = unit is not None and clean and clean_failure(unit, trouble.number)
         if trouble.number in LOCK_WAIT and unit is not None and clean and unit.kind in {"dml", "block", "ddl"}:
             if attempt < ATTEMPTS:
                 time.sleep(random.uniform(0.1, 0.5) * attempt)  # noqa: S311
                 return now.statement, 1
             certain = True
-        raise self._said(trouble, unit, now, certain, before)
+        error = self._said(trouble, unit, now, certain, before)
+        raise only_by_hand(error) if self.script.session or self._reading.session else error
+
+    def _counted(self, unit: Unit) -> bool:
+        """Whether the counter alone could be written after all."""
+        counter = self._history.count(self.script, unit.last)
+        for attempt in range(1, ATTEMPTS):
+            time.sleep(random.uniform(0.1, 0.5) * attempt)  # noqa: S311
+            begin = [Command("START TRANSACTION"), self._history.guard(self.fence)]
+            try:
+                self._session.send([*begin, counter, Command("COMMIT")])
+            except Trouble as trouble:
+                self._session.roll_back()
+                if trouble.number not in LOCK_WAIT:
+                    return False
+            else:
+                return True
+        return False
 
     def _failing_unit(self, number: int) -> Unit | None:
         found = units(self._parts(), self._reading.broken)
@@ -253,18 +276,11 @@ class ScriptRun:
 
     # --- verify --------------------------------------------------------------------------------------------------------
 
-    def _verify(self, text: str) -> None:
-        try:
-            parts = list(mysql_statements(text, backslashes=self._session.backslashes))
-        except Unclear as unclear:
-            raise self._not_verified(f"line {unclear.line}: {unclear.why}") from None
-        for part in parts:
-            if commits_by_itself(part) or part.words[:1] in {("COMMIT",), ("ROLLBACK",)}:
-                raise self._not_verified(f"line {part.line} ({part.first_words}): it would commit")
+    def _verify(self, statements: list[str]) -> None:
         try:
             self._session.send([Command("START TRANSACTION")])
-            for part in parts:
-                self._session.send([Command(part.text, "statement", part.number, alone=True)])
+            for number, statement in enumerate(statements, start=1):
+                self._session.send([Command(statement, "statement", number, alone=True)])
         except Trouble as trouble:
             raise self._not_verified(trouble.message, str(trouble.number)) from None
         finally:

@@ -209,6 +209,10 @@ class Session:
                 found.append(list(cursor.fetchall()) if cursor.description else [])
                 if not cursor.nextset():
                     break
+            if len(found) != len(commands) and not any(each.alone for each in commands):
+                # A command that was taken for one gave several results: what belongs to which is not known.
+                why = f"the server gave {len(found)} results for {len(commands)} commands"
+                raise Trouble(commands[-1], 0, why)
         except pymysql.Error as error:
             number = int(error.args[0]) if error.args and isinstance(error.args[0], int) else 0
             command = commands[min(len(found), len(commands) - 1)]
@@ -227,12 +231,15 @@ class Session:
         waiting: list[Command] = []
         size = 0
         for command in commands:
-            if waiting and (command.alone or waiting[-1].alone or size > MESSAGE or len(waiting) >= COMMANDS):
+            more = len(command.sql) if command.sql.isascii() else len(command.sql.encode())
+            # What is between two commands takes a few bytes as well.
+            full = size + more + 3 * (len(waiting) + 1) + 100 > min(MESSAGE, self.largest)
+            if waiting and (command.alone or waiting[-1].alone or full or len(waiting) >= COMMANDS):
                 self.send(waiting)
                 yield from waiting
                 waiting, size = [], 0
             waiting.append(command)
-            size += len(command.sql)
+            size += more
         if waiting:
             self.send(waiting)
             yield from waiting
@@ -259,13 +266,26 @@ class Session:
         """
         deadline = time.monotonic() + patience
         while True:
-            lock, *answers = self.send([Command(f"SELECT GET_LOCK({text(self.lock)}, 0)"), *commands])
+            try:
+                lock, *answers = self.send([Command(f"SELECT GET_LOCK({text(self.lock)}, 0)"), *commands])
+            except Trouble:
+                self._held = True  # perhaps: what failed may have come after it
+                raise
             if lock[0][0] == 1:
                 self._held = True
                 return answers
             if time.monotonic() > deadline:
                 raise self._errors.locked(self._holder(), patience)
             time.sleep(0.2)
+
+    def hold(self, stack: ExitStack, lock: str, seconds: int) -> bool:
+        """Whether the named lock was to be had in time; on a connection of its own, as long as ``stack`` lives."""
+        cursor = self.connect(stack).cursor()
+        try:
+            cursor.execute(f"SELECT GET_LOCK({text(lock_name(lock))}, {seconds})")
+            return bool((cursor.fetchone() or (0,))[0] == 1)
+        except (pymysql.Error, OSError) as error:
+            raise Lost(str(error)) from None
 
     @property
     def release(self) -> Command:

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.databases import OWN_TABLES
 from pipeline.databases.lexer import Part, Unclear
 from pipeline.databases.script_errors import ScriptErrors
 from pipeline.model import Script
@@ -43,11 +42,20 @@ _COMMITS = (
     )
     | frozenset(["STOP", "UNINSTALL", "UNLOCK"])
 )
-_READS = frozenset({"SELECT", "SHOW", "EXPLAIN", "DESCRIBE", "DESC", "CHECK", "CHECKSUM", "TABLE", "ANALYZE"})
+# These may run statements of any kind, and commit between them.
+_RUNS_OTHERS = frozenset({"CALL", "EXECUTE", "BEGIN", "DECLARE", "IF", "CASE", "WHILE", "FOR", "LOOP", "REPEAT"})
 _ROUTINES = frozenset({"PROCEDURE", "FUNCTION", "TRIGGER", "EVENT", "PACKAGE"})
 
-_STRINGS = re.compile(r"""'(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+"|/\*(?!!|M!).*?\*/|#[^\n]*|--\s[^\n]*""", re.DOTALL)
-_OWN = re.compile("|".join(sorted(OWN_TABLES)), re.IGNORECASE)
+_STRINGS = re.compile(
+    r"""'(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+"|`[^`]*+`|(?P<comment>/\*(?!!|M!).*?\*/|#[^\n]*|--\s[^\n]*)""",
+    re.DOTALL,
+)
+_OWN = re.compile(r"tma_migration_\w*", re.IGNORECASE)
+# Where a statement may begin inside of one that the delimiter of the moment holds together.
+_BEGINNINGS = re.compile(r";|\b(?:BEGIN|ATOMIC|THEN|ELSE|DO|LOOP|REPEAT)\b|(?<=\w):|/\*M?!\d*|\*/", re.IGNORECASE)
+_PLAIN_SET = re.compile(r"(?:/\*M?!\d*\s*)?SET\s[^;()]*?(?:\*/)?\s*", re.IGNORECASE)
+_NO_SETTING = re.compile(r"\bGLOBAL\b|\bPERSIST(?:_ONLY)?\b|\bSET\s+(?:STATEMENT|TRANSACTION)\b", re.IGNORECASE)
+_SETS = re.compile(r"\bSET\b", re.IGNORECASE)
 _OF_BEFORE = re.compile(r"\b(ROW_COUNT|FOUND_ROWS)\s*\(", re.IGNORECASE)
 _LAST_ID = re.compile(r"\bLAST_INSERT_ID\s*\(\s*\)", re.IGNORECASE)
 _LOCKS = re.compile(r"\b(RELEASE_ALL_LOCKS|RELEASE_LOCK|GET_LOCK)\s*\(", re.IGNORECASE)
@@ -115,19 +123,31 @@ def kind_of(part: Part) -> Kind:
         return "dml"
     if word in _DDL:
         return "ddl"
-    return "set" if word == "SET" and part.words[1:2] != ("PASSWORD",) else "other"
+    return "set" if word == "SET" and part.words[1:2] not in {("PASSWORD",), ("STATEMENT",)} else "other"
 
 
 def commits_by_itself(part: Part) -> bool:
     """Whether the server commits the transaction before or after this statement, or may do so."""
     word, *more = part.words or ("",)
-    if part.several or word in {"CALL", "EXECUTE", "XA"} or _begins(part):
+    if part.several or word in _RUNS_OTHERS or word == "XA" or _begins(part):
         return True
+    if part.executable and part.source.startswith("/*", part.start):
+        return True  # its first word may be in a comment that this server skips
     if word == "SET":
-        return more[:1] == ["PASSWORD"]
-    if word in {"CREATE", "DROP"} and "TEMPORARY" in more[:3]:
+        return more[:1] in (["PASSWORD"], ["STATEMENT"])
+    if word in {"CREATE", "DROP"} and _temporary(part) and not part.executable:
         return False
     return word in _COMMITS or (word == "START" and not _begins(part))
+
+
+def _temporary(part: Part) -> bool:
+    words = part.words[1:]
+    return words[:1] == ("TEMPORARY",) or words[:3] == ("OR", "REPLACE", "TEMPORARY")
+
+
+def brackets(part: Part) -> bool:
+    """Whether it only begins or ends a transaction, and so gives exactly one answer."""
+    return _begins(part) or _ends(part) or part.words[:1] in {("START",), ("COMMIT",), ("ROLLBACK",)}
 
 
 def _begins(part: Part) -> bool:
@@ -164,6 +184,8 @@ def read(parts: Iterable[Part], database: str) -> Reading:
             locked = part.words[:1] != ("UNLOCK",)
         elif _locks(part):
             locked = True
+            if block is not None:
+                broken.add(block.number)
         elif block is None and _begins(part):
             block = part
         elif part.words[:1] in {("END",), ("ABORT",)}:
@@ -201,27 +223,46 @@ def looked_through(errors: ScriptErrors, script: Script, parts: Iterable[Part], 
 def _check(part: Part, database: str) -> None:
     word, *more = part.words or ("",)
     source, start, end = part.source, part.start, part.end
-    text: str | None = None
-    if _OWN.search(source, start, end) or _OF_BEFORE.search(source, start, end) or _LOCKS.search(source, start, end):
+    # One SELECT reads and no more.
+    reads = word == "SELECT" and not part.several and not part.executable
+    if not reads and _OWN.search(source, start, end) and (found := _OWN.search(_STRINGS.sub(_uncommented, part.text))):
+        # In a text it may be run, in a body it will be.
+        raise Unfit(part, found[0].lower(), "history")
+    if _OF_BEFORE.search(source, start, end) or _LOCKS.search(source, start, end):
         text = _STRINGS.sub(" ", part.text)
-        found = _OWN.search(text)
-        if found and word not in _READS:
-            raise Unfit(part, found[0].lower(), "history")
         body = word == "CREATE" and not _ROUTINES.isdisjoint(more)
         if not body and (found := _OF_BEFORE.search(text)):
             raise Unfit(part, f"{found[1].upper()}() tells of the statement before it, and that is the runner's own")
         if found := _LOCKS.search(text):
             raise Unfit(part, f"{found[1].upper()}() would take away or be the runner's own lock")
+    _check_statement(part, word, part.text, database)
+    if (part.several or part.executable) and not (word == "CREATE" and not _ROUTINES.isdisjoint(more)):
+        for piece in _BEGINNINGS.split(_STRINGS.sub(_kept_strings, part.text)):
+            first = piece.split(None, 1)[:1]
+            _check_statement(part, first[0].upper() if first else "", piece.strip(), database)
+
+
+def _check_statement(part: Part, word: str, text: str, database: str) -> None:
+    """``text``: the statement, or one of several that are sent together as ``part``."""
     if word == "XA":
         raise Unfit(part, "XA transactions commit outside the history")
     if word == "USE":
-        wanted = part.text[3:].strip().strip("`").rstrip(";").strip()
+        wanted = text[3:].strip().strip("`").rstrip(";").strip()
         if wanted != database:
             raise Unfit(part, f"the history of {wanted} is another one: migrate it as an environment of its own")
-    if word == "SET" and _AUTOCOMMIT.search(part.text):
+    if word == "SET" and _AUTOCOMMIT.search(text):
         raise Unfit(part, "write START TRANSACTION and COMMIT around what belongs together", "commit")
-    if word == "SET" and _QUOTING.search(part.text):
+    if word == "SET" and _QUOTING.search(text):
         raise Unfit(part, "it changes how quotes are read, so that the statements cannot be told apart")
+
+
+def _uncommented(match: re.Match[str]) -> str:
+    return " " if match["comment"] is not None else match[0]
+
+
+def _kept_strings(match: re.Match[str]) -> str:
+    """Without what could be taken for the beginning of a statement."""
+    return " " if match["comment"] is not None else re.sub(r"[;:]|/\*|\*/", " ", match[0])
 
 
 def _session(part: Part) -> str | None:
@@ -232,6 +273,8 @@ def _session(part: Part) -> str | None:
         return "it locks tables"
     if word == "CREATE" and "TEMPORARY" in more[:3]:
         return "it makes temporary tables"
+    if (word == "SET" or part.several or part.executable) and _sets(part) and not replayed(part):
+        return "it sets what cannot be set again"
     if word in {"PREPARE", "EXECUTE", "HANDLER"}:
         return f"it uses {word}"
     if _LAST_ID.search(part.source, part.start, part.end):
@@ -239,12 +282,29 @@ def _session(part: Part) -> str | None:
     return None
 
 
+def _sets(part: Part) -> bool:
+    """Whether it may change a setting of the session for the statements after it."""
+    word, *more = part.words or ("",)
+    if word == "SET" and not part.executable:
+        return more[:1] not in (["STATEMENT"], ["PASSWORD"]) or part.several
+    if (
+        word in {"UPDATE", "INSERT", "ALTER", "CREATE"}
+        and not part.several
+        and not part.source.startswith("/*", part.start)
+    ):
+        return False
+    return bool(_SETS.search(_STRINGS.sub(" ", part.text)))
+
+
 def replayed(part: Part) -> bool:
-    """Whether a script that goes on behind this statement needs it again: a setting, not an effect."""
-    word = part.words[:1]
-    return word == ("USE",) or (
-        word == ("SET",) and not part.variables and "GLOBAL" not in part.words and kind_of(part) == "set"
-    )
+    """Whether a script that goes on behind this statement runs it again: ``USE``, or ``SET`` of plain values in the session."""
+    if part.words[:1] == ("USE",):
+        return True
+    if part.words[:1] != ("SET",) or part.words[1:2] in {("STATEMENT",), ("PASSWORD",)}:
+        return False
+    if part.variables or part.several or kind_of(part) not in {"set", "other"}:
+        return False
+    return _PLAIN_SET.fullmatch(part.text) is not None and not _NO_SETTING.search(part.text)
 
 
 def units(parts: Iterable[Part], broken: frozenset[int]) -> Iterator[Unit]:
@@ -287,11 +347,20 @@ def clean_failure(unit: Unit, number: int) -> bool:
     Rows are rolled back (the caller looks whether that worked); most DDL is atomic; a script's syntax is checked first.
     """
     part = unit.parts[0]
+    word, *more = part.words or ("",)
     if unit.kind in {"dml", "block"}:
         return True
-    if number in {1064, 1149} and not any(each.several for each in unit.parts):
-        return unit.kind != "locked"
+    if unit.kind == "locked" or part.several or part.executable or word in _RUNS_OTHERS or more[:1] == ["BEGIN"]:
+        return False  # what it ran before the error is not known
+    if word == "SET" and more[:1] == ["STATEMENT"]:
+        return False
+    if number in {1064, 1149}:
+        return True
     if unit.kind == "ddl":
+        if more[:2] == ["OR", "REPLACE"] and not {"TABLE", "SEQUENCE"}.isdisjoint(more[2:4]):
+            return False  # the old one is dropped first
+        if not {"DATABASE", "SCHEMA"}.isdisjoint(more[:3]):
+            return False
         # Several names are dropped or renamed one after the other.
-        return part.words[0] in {"CREATE", "ALTER", "TRUNCATE"} or "," not in part.text
+        return word in {"CREATE", "ALTER", "TRUNCATE"} or "," not in part.text
     return unit.kind == "set" and "," not in part.text

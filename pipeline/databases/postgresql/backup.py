@@ -25,14 +25,14 @@ from pipeline.databases.catalogues import differences
 from pipeline.databases.postgresql.catalogue import CATALOGUE_QUERY, catalogue_of, loosened
 from pipeline.databases.postgresql.programs import REACH, Reach
 from pipeline.databases.script_errors import ScriptErrors
-from pipeline.errors import Failed, PartlyDone, PipelineError
+from pipeline.errors import Failed, PartlyDone, PipelineError, Reason, Refused
 from pipeline.model import DatabaseSettings
 from pipeline.transports import Transport
 
 _SHELL = (
     REACH
     + r"""
-question() { psql -X -q -A -t -v ON_ERROR_STOP=1 "$@"; }
+question() { psql -X -q -A -t -v ON_ERROR_STOP=1 -v VERBOSITY=terse "$@"; }
 dump() {
   need psql pg_dump pg_restore || return
   reach "$@"
@@ -99,7 +99,8 @@ say() { question -f -; }
 read_back() {
   need psql pg_restore || return
   reach "$@"
-  PGOPTIONS='-c client_min_messages=warning'; export PGOPTIONS
+  # What the connection begins with is what RESET ALL goes back to, instead of the role's own limits.
+  PGOPTIONS='-c client_min_messages=warning -c statement_timeout=0'; export PGOPTIONS
   joined script say "$@"
 }
 """
@@ -124,6 +125,38 @@ ORDER BY 1
 \gexec
 """
 
+# Of which database it is, how many large objects there are, and what its user could not drop or make again in a restore.
+_ABOUT = r"""
+SELECT pg_catalog.json_build_array('database', pg_catalog.current_database());
+SELECT pg_catalog.json_build_array('large objects', pg_catalog.count(*)) FROM pg_catalog.pg_largeobject_metadata;
+WITH member AS (SELECT classid, objid FROM pg_catalog.pg_depend WHERE deptype IN ('e', 'i')),
+space AS (SELECT * FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'),
+thing AS (
+  SELECT 'event trigger ' || evtname AS what, oid, 'pg_event_trigger' AS catalog, NULL::pg_catalog.oid AS owner
+    FROM pg_catalog.pg_event_trigger
+  UNION ALL SELECT 'publication ' || pubname, oid, 'pg_publication',
+    CASE WHEN puballtables THEN NULL ELSE pubowner END FROM pg_catalog.pg_publication
+  UNION ALL SELECT 'foreign data wrapper ' || fdwname, oid, 'pg_foreign_data_wrapper', NULL
+    FROM pg_catalog.pg_foreign_data_wrapper
+  UNION ALL SELECT 'foreign server ' || srvname, oid, 'pg_foreign_server', srvowner FROM pg_catalog.pg_foreign_server
+  UNION ALL SELECT 'schema ' || nspname, oid, 'pg_namespace', nspowner FROM space
+    WHERE nspname <> 'public' AND oid NOT IN (SELECT extnamespace FROM pg_catalog.pg_extension)
+  UNION ALL SELECT 'relation ' || s.nspname || '.' || c.relname, c.oid, 'pg_class', c.relowner
+    FROM pg_catalog.pg_class c JOIN space s ON s.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+  UNION ALL SELECT 'function ' || s.nspname || '.' || p.proname, p.oid, 'pg_proc', p.proowner
+    FROM pg_catalog.pg_proc p JOIN space s ON s.oid = p.pronamespace
+  UNION ALL SELECT 'type ' || s.nspname || '.' || t.typname, t.oid, 'pg_type', t.typowner
+    FROM pg_catalog.pg_type t JOIN space s ON s.oid = t.typnamespace WHERE t.typtype IN ('d', 'e', 'r', 'b')
+  UNION ALL SELECT 'large object ' || oid, oid, 'pg_largeobject', lomowner FROM pg_catalog.pg_largeobject_metadata)
+SELECT pg_catalog.json_build_array('foreign', what || COALESCE(' of ' || pg_catalog.pg_get_userbyid(owner), ''))
+FROM thing WHERE NOT EXISTS (
+  SELECT FROM member m WHERE m.objid = thing.oid AND m.classid = ('pg_catalog.' || thing.catalog)::pg_catalog.regclass)
+AND CASE WHEN owner IS NULL THEN
+  NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
+  ELSE NOT pg_catalog.pg_has_role(owner, 'USAGE') END
+ORDER BY owner IS NOT NULL, what LIMIT 5;
+"""
+
 # What stays, and what must not be in a scratch database. A relation of an extension is nobody's data.
 _LOOK_SQL = r"""
 SELECT pg_catalog.json_build_array('kept', n.nspname) FROM pg_catalog.pg_namespace n
@@ -135,6 +168,12 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT EXISTS (
   SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
   AND d.objid = c.oid AND d.deptype = 'e') ORDER BY n.nspname, c.relname LIMIT 3;
+SELECT pg_catalog.json_build_array('relation', 'large object ' || oid) FROM pg_catalog.pg_largeobject_metadata LIMIT 1;
+"""
+
+# Large objects stand in no schema.
+_DROP_FIRST = r"""
+SELECT pg_catalog.count(pg_catalog.lo_unlink(oid)) FROM pg_catalog.pg_largeobject_metadata \g /dev/null
 """
 
 # Everything of ours: not what comes with the server, with an extension, or with another object ('i').
@@ -178,6 +217,7 @@ ORDER BY thing.turn, o.identity
 
 _ENTRY = re.compile(r"\d+; \d+ \d+ (.*)")
 _NOT_ON_TRIAL = ("ACL ", "DEFAULT ACL ", "PUBLICATION", "SUBSCRIPTION", "EVENT TRIGGER ", "COMMENT - EVENT TRIGGER ")
+_ABOUT_KINDS = {"database", "large objects", "foreign"}
 _EXTENSION = re.compile(r"EXTENSION - (.*) \S*")
 
 
@@ -226,12 +266,20 @@ class PostgresqlBackups:
         The caller holds the lock of the session, and no transaction. See :meth:`pipeline.databases.Database.restore`.
         """
         look = self._look(label, None, sha256)
+        if look.database not in {None, self.settings.name}:
+            raise Refused(
+                f"the backup {label} is one of another database than {self.errors.place}.",
+                reasons=[Reason(f"it was made of {look.database}, and a restore would replace {self.settings.name}")],
+                state="The database was not changed.",
+                next_commands=["give the label of a backup of this database"],
+            )
         nonce = secrets.token_hex(16)
         drops = [f"DROP EXTENSION IF EXISTS {_name(name)} CASCADE;" for name in look.extensions - look.dumped]
         kept = ", ".join(map(_literal, sorted(look.kept)))
         before = (
-            f"BEGIN;\nSET LOCAL lock_timeout = {_literal(f'{self.settings.lock_timeout}s')};\n{first}\n;"
-            f"\n{chr(10).join(sorted(drops))}\n"
+            f"BEGIN;\nSET LOCAL lock_timeout = {_literal(f'{self.settings.lock_timeout}s')};\n"
+            f"SET LOCAL statement_timeout = 0;\n{first}\n;"
+            f"\n{chr(10).join(sorted(drops))}\n{_DROP_FIRST}"
             f"{_DROP.format(kept=kept)}"
         )
         after = (
@@ -273,7 +321,7 @@ class PostgresqlBackups:
 
     def _archive(self) -> Program:
         counts = _COUNTS if self.settings.scratch is not None else ""
-        return self._program(_ARCHIVE, {"begin.sql": _BEGIN, "facts.sql": f"{CATALOGUE_QUERY};\n{counts}"})
+        return self._program(_ARCHIVE, {"begin.sql": _BEGIN, "facts.sql": f"{_ABOUT}\n{CATALOGUE_QUERY};\n{counts}"})
 
     def _scratch(self) -> str:
         scratch, name = self.settings.scratch, self.settings.name
@@ -300,7 +348,8 @@ class PostgresqlBackups:
         files = {
             "list": "\n".join(look.entries(on_trial=True)),
             "before.sql": "BEGIN;\n",
-            "after.sql": f"\nRESET ALL;\nSELECT 'facts';\n{CATALOGUE_QUERY};\n{counts}\nSELECT 'end of facts';\nROLLBACK;\n",
+            "after.sql": f"\nRESET ALL;\nSELECT 'facts';\n{_ABOUT}\n{CATALOGUE_QUERY};\n{counts}\nSELECT 'end of facts';"
+            "\nROLLBACK;\n",
         }
         file = self._files.read(label, self._program(_RESTORE, files, scratch, "--no-owner"))
         _, begun, facts = file.said.partition("facts\n")
@@ -309,18 +358,27 @@ class PostgresqlBackups:
             raise self.errors.backup_failed(f"the trial restore of {label} did not come to its end: {file.said[-300:]}")
         schema, counts_there = _facts(facts.splitlines())
         if look.catalogue is None:
-            return _taken(file, f"restored into {scratch}; what it was made from is not known", restored=True)
+            return _taken(file, f"restored into {scratch}; what it was made from is not known, so it is not compared")
         found = differences(loosened(look.catalogue), loosened(schema))
         for table in sorted({*look.counts, *counts_there} if look.counts else ()):
             was, now = look.counts.get(table), counts_there.get(table)
             if was != now:
                 found.append(f"table {table}: {was} rows when it was made, {now} restored")
+        large = _large(facts.splitlines())
+        if large != look.large:
+            found.append(f"large objects: {look.large} when it was made, {large} restored")
         if found:
             raise self.errors.backup_failed(
                 f"restored into {scratch}, {label} is not what it was made from: {'; '.join(found)}"
             )
         rows = f"{len(look.counts)} tables with {sum(look.counts.values())} rows" if look.counts else "rows not counted"
-        return _taken(file, f"restored into {scratch}: the same catalogue, {rows}", restored=True)
+        if look.large:
+            rows += f", {look.large} large object{'s' if look.large > 1 else ''}"
+        proof = f"restored into {scratch}: the same catalogue, {rows}"
+        if look.foreign:
+            proof += f"; over the database itself it cannot be restored by {self.settings.user}, who must own"
+            return _taken(file, f"{proof} {', '.join(look.foreign)}")
+        return _taken(file, proof, restored=True)
 
 
 class _Look:
@@ -335,6 +393,10 @@ class _Look:
         self.relations = {name for kind, name in seen if kind == "relation"}
         rest = lines[len(seen) :]
         schema, self.counts = _facts(rest)
+        about = [(row[0], row[1]) for row in map(json.loads, rest) if row[0] in _ABOUT_KINDS]
+        self.database: str | None = next((value for kind, value in about if kind == "database"), None)
+        self.foreign = [value for kind, value in about if kind == "foreign"]
+        self.large = _large(rest)
         self.catalogue: Catalogue | None = schema if rest else None
         self.contents = contents.splitlines()
         entries = [match[1] for match in map(_ENTRY.match, self.contents) if match]
@@ -353,7 +415,11 @@ class _Look:
 def _facts(lines: Sequence[str]) -> tuple[Catalogue, dict[str, int]]:
     rows = [json.loads(line) for line in lines if line]
     counts = {row[1]: row[2] for row in rows if row[0] == "rows"}
-    return catalogue_of(row for row in rows if row[0] != "rows"), counts
+    return catalogue_of(row for row in rows if row[0] not in {"rows", *_ABOUT_KINDS}), counts
+
+
+def _large(lines: Sequence[str]) -> int:
+    return next((row[1] for row in map(json.loads, filter(None, lines)) if row[0] == "large objects"), 0)
 
 
 def _taken(file: BackupFile, proof: str, *, restored: bool = False) -> BackupTaken:

@@ -30,7 +30,7 @@ from typing import Any
 
 from pipeline.databases.postgresql.programs import REACH, Reach
 from pipeline.databases.postgresql.session import Answer, Lost, StatementFailed, Trouble
-from pipeline.databases.postgresql.statements import scan
+from pipeline.databases.postgresql.statements import Statement, first_words, line_at, scan
 from pipeline.databases.script_errors import ScriptErrors
 from pipeline.errors import PipelineError
 from pipeline.model import DatabaseSettings
@@ -79,7 +79,7 @@ _OWN_ERROR = re.compile(r"^psql:<stdin>:\d+: error: (.*)$", re.MULTILINE)
 _LINE = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 _FIELD = re.compile(r"^(HINT|CONSTRAINT NAME):  (.*)$", re.MULTILINE)
 _TOKEN = re.compile(
-    r"""--[^\n]*+ | (?P<block>/\*) | (?P<string>[eE]'(?:[^'\\]++|\\.|'')*+(?P<e>'?) | '(?:[^']++|'')*+(?P<s>'?)
+    r"""--[^\n\r]*+ | (?P<block>/\*) | (?P<string>[eE]'(?:[^'\\]++|\\.|'')*+(?P<e>'?) | '(?:[^']++|'')*+(?P<s>'?)
     | "(?:[^"]++|"")*+(?P<d>"?)) | (?P<dollar>\$(?:[^\W\d]\w*+)?\$) | (?P<paren>[()]) | \w[\w$]*+ | .""",
     re.VERBOSE | re.DOTALL,
 )
@@ -343,6 +343,15 @@ class ClientSession:
         return errors.not_let_in(said or "psql on the host said nothing", reasons=reasons)
 
 
+def statements_of(text: str) -> Iterator[Statement]:
+    """The statements of a script for psql, without the data of its COPY."""
+    for number, piece in enumerate(_pieces(text, True), 1):
+        if piece.text:
+            words = first_words(piece.text)
+            end = piece.start + len(piece.text)
+            yield Statement(number, line_at(text, piece.start + 1), words, piece.keywords, piece.start, end)
+
+
 def _pieces(message: str, restricts: bool) -> Iterator[_Piece]:
     """The statements, each as a piece; a piece with ``trouble`` is the last, and must not be sent."""
     if "\\" in message and not restricts:
@@ -423,7 +432,7 @@ def _whole(text: str) -> bool:
 
 def _unquoted(text: str) -> str:
     """The statement without its strings and comments."""
-    return re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"|--[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
+    return re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"|--[^\n\r]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
 
 
 def _trouble(piece: _Piece, said: str, failed: bool) -> Trouble | None:

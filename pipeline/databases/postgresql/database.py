@@ -15,10 +15,12 @@ from pipeline.databases import BackupFound, BackupTaken, Catalogue, Rehearsed, R
 from pipeline.databases.postgresql import scripts as scripts_of
 from pipeline.databases.postgresql.backup import PostgresqlBackups
 from pipeline.databases.postgresql.catalogue import catalogue
-from pipeline.databases.postgresql.history import BEGIN, Tables, applied_of, event_of, objection, rows_of
+from pipeline.databases.postgresql.history import BEGIN, Tables, applied_of, event_of, objection, objection_in, rows_of
 from pipeline.databases.postgresql.hold import Hold
+from pipeline.databases.postgresql.rehearsal import rehearse
 from pipeline.databases.postgresql.session import Answer, Lost, Session, StatementFailed
 from pipeline.databases.script_errors import ScriptErrors
+from pipeline.errors import PipelineError
 from pipeline.model import Applied, DatabaseSettings, HistoryEvent, Script
 from pipeline.transports import Transport
 
@@ -156,7 +158,7 @@ class PostgresqlDatabase:
         """See :meth:`pipeline.databases.Database.rehearse`."""
         self._hold.by(self._settings.way)
         try:
-            return scripts_of.rehearse(self._hold, scripts, run)
+            return rehearse(self._hold, scripts, run)
         except Lost:
             raise self._errors.not_let_in("the server ended the connection") from None
 
@@ -181,9 +183,21 @@ class PostgresqlDatabase:
         label = self._errors.label(label)
         session = self._claim(fence, run)
         tables = Tables(self._hold.tables.schema)
-        self._backups.restore(label, sha256=sha256, last=tables.restored(label, fence, run))
-        if session.closed:
+        process = self._hold.ask("SELECT pg_catalog.pg_backend_pid()")[-1].rows[0][0] or "0"
+        first, last = tables.restorable(fence, process), tables.restored(label, fence, run)
+        try:
+            self._backups.restore(label, sha256=sha256, first=first, last=last)
+        except PipelineError as error:
+            said = next((found for reason in error.reasons if (found := objection_in(reason.text))), None)
+            if said is None:
+                raise
             self._hold.close()
+            if said.word == "stale":
+                raise self._errors.stale(fence, int(said.values[0])) from None
+            raise self._errors.locked("the lock of this run was lost meanwhile", 0) from None
+        finally:
+            if session.closed:
+                self._hold.close()
 
     def close(self) -> None:
         """See :meth:`pipeline.databases.Database.close`."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,8 +33,11 @@ LOCK_KEY = 0x746D6131
 OWN_COMMIT = "tma_migration_own_commit"
 """Name of the foreign key that a script's own ``COMMIT`` breaks."""
 
-Kind = Literal["whole", "again", "stepwise"]
-"""How a script is begun: in one transaction; the same for a repeatable one; statement by statement."""
+Kind = Literal["whole", "again", "stepwise", "stepwise again"]
+"""How a script is begun: in one transaction; the same for a repeatable one; statement by statement; again."""
+
+# Made of chance, so that no error of a script can look like one of ours.
+_MARK = f"tma-says:{secrets.token_hex(8)}:"
 
 TRY_LOCK = f"SELECT pg_catalog.pg_try_advisory_lock({LOCK_KEY}) AS tma_lock"
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -62,9 +66,12 @@ class Objection:
 
 def objection(trouble: Trouble | None) -> Objection | None:
     """What our own statement objects to, if this is its error."""
-    found = (
-        re.search(r"tma-says:([a-z]+):([^\"»“”]*)", trouble.message) if trouble and trouble.code == "22P02" else None
-    )
+    return objection_in(trouble.message) if trouble and trouble.code == "22P02" else None
+
+
+def objection_in(words: str) -> Objection | None:
+    """What our own statement objects to, by the words of its error."""
+    found = re.search(_MARK + r"([a-z]+):([^\"»“”]*)", words)
     return Objection(found[1], tuple(found[2].split(":"))) if found else None
 
 
@@ -180,8 +187,10 @@ class Tables:
         """The first command of a script's transaction; its answer has the column ``tma_guard``."""
         name, checksum = literal(script.id), literal(script.checksum)
         row = f"FROM {self.history} h WHERE h.script = {name}"
-        free = {"whole": "false", "again": f"h.state <> 'running' AND h.checksum <> {checksum}"}
-        free["stepwise"] = f"h.state = 'running' AND h.resume IS NOT NULL AND h.checksum = {checksum}"
+        edited = f"h.state <> 'running' AND h.checksum <> {checksum}"
+        resumed = f"h.state = 'running' AND h.resume IS NOT NULL AND h.checksum = {checksum}"
+        free = {"whole": resumed, "again": f"({edited} OR {resumed})"}
+        free |= {"stepwise": resumed, "stepwise again": free["again"]}
         # The row that stands in the way says it itself.
         says = (
             "CASE WHEN h.state = 'running' THEN 'blocked:' || h.statement || ':' || h.statements"
@@ -189,8 +198,10 @@ class Tables:
         )
         standing = f"(SELECT {says} {row} AND NOT ({free[kind]}))"
         # Gone until the script has run, so that its own COMMIT breaks the foreign key this time too.
-        gone = f"WITH gone AS (DELETE {row} AND {free[kind]} RETURNING 1) " if kind == "again" else ""
-        again = "EXISTS (SELECT 1 FROM gone)" if kind == "again" else "false"
+        gone = f"WITH gone AS (DELETE {row} AND {free[kind]} RETURNING h.state) " if not kind.startswith("step") else ""
+        again = (
+            "EXISTS (SELECT 1 FROM gone WHERE state <> 'running')" if gone else f"EXISTS (SELECT 1 {row} AND {edited})"
+        )
         return (
             f"{gone}UPDATE {self.fence} f SET highest = GREATEST(f.highest, {fence}), script = {name},"
             f" counts = {self._counts(script.id)}, transaction = pg_catalog.txid_current(), again = {again}"
@@ -201,19 +212,71 @@ class Tables:
         """For a transaction that will be rolled back: no script's own COMMIT can satisfy this row's foreign key."""
         return f"UPDATE {self.fence} SET script = 'tma rehearsal'"
 
+    @staticmethod
+    def deferred() -> str:
+        """Runs what is deferred to the commit, of all but our own key, and defers the same again."""
+        return (
+            "DO $tma$ DECLARE names text; BEGIN"
+            " SELECT pg_catalog.string_agg(DISTINCT pg_catalog.format('%I.%I', n.nspname, c.conname), ', ') INTO names"
+            " FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid = c.connamespace"
+            f" WHERE c.condeferrable AND c.condeferred AND c.conname <> '{OWN_COMMIT}';"
+            " IF names IS NOT NULL THEN EXECUTE 'SET CONSTRAINTS ' || names || ' IMMEDIATE';"
+            " EXECUTE 'SET CONSTRAINTS ' || names || ' DEFERRED'; END IF; END $tma$"
+        )
+
     def check(self, script: Script) -> str:
         """What must still be true after the script; its answer has the column ``tma_check``."""
-        others = f"pg_catalog.age(xmin) <= 0 AND script IS DISTINCT FROM {literal(script.id)}"
-        mine = f"(SELECT pg_catalog.count(*) FROM {{}} WHERE {others})"
         return (
             "RESET SESSION AUTHORIZATION; RESET ROLE; SELECT CASE"
             f" WHEN f.id IS NULL THEN {_says(literal('fence:'))}"
             f" WHEN f.transaction IS DISTINCT FROM pg_catalog.txid_current() THEN {_says(literal('escaped:'))}"
             f" WHEN f.cmin::pg_catalog.text <> '0' THEN {_says(literal('fence:'))}"
-            f" WHEN {mine.format(self.history)} > 0 THEN {_says(literal('history:'))}"
-            f" WHEN {mine.format(self.events)} > 0 THEN {_says(literal('events:'))}"
+            f" WHEN {self._others(self.history, script)} > 0 THEN {_says(literal('history:'))}"
+            f" WHEN {self._others(self.events, script)} > 0 THEN {_says(literal('events:'))}"
             f" WHEN f.counts <> {self._counts(script.id)} THEN {_says(literal('history:'))}"
             f" ELSE 0 END AS tma_check FROM (SELECT 1) AS one LEFT JOIN {self.fence} f ON true"
+        )
+
+    def settle_deferred(self, script: Script, fence: int) -> str:
+        """Everything that is deferred to the commit runs now, and is looked at; its answer has the column ``tma_deferred``.
+
+        The fence's row points nowhere meanwhile, or our own key would be broken; :meth:`record` points it back.
+        """
+        return (
+            f"UPDATE {self.fence} SET script = NULL; SET CONSTRAINTS ALL IMMEDIATE; SELECT CASE"
+            f" WHEN f.id IS NULL OR f.highest <> {fence} OR f.script IS NOT NULL THEN {_says(literal('fence:'))}"
+            f" WHEN f.transaction IS DISTINCT FROM pg_catalog.txid_current() THEN {_says(literal('escaped:'))}"
+            f" WHEN {self._others(self.history, script)} > 0 THEN {_says(literal('history:'))}"
+            f" WHEN {self._others(self.events, script)} > 0 THEN {_says(literal('events:'))}"
+            f" WHEN f.counts <> {self._counts(script.id)} THEN {_says(literal('history:'))}"
+            f" ELSE 0 END AS tma_deferred FROM (SELECT 1) AS one LEFT JOIN {self.fence} f ON true"
+        )
+
+    def _others(self, table: str, script: Script) -> str:
+        """How many rows this transaction wrote that are not the script's own."""
+        others = f"pg_catalog.age(xmin) <= 0 AND script IS DISTINCT FROM {literal(script.id)}"
+        return f"(SELECT pg_catalog.count(*) FROM {table} WHERE {others})"
+
+    def _kept(self, script: Script, fence: int) -> str:
+        """Objects when a script that commits statement by statement has changed our tables since it began."""
+        mine = f"(SELECT 1 FROM {self.history} WHERE script = {literal(script.id)} AND state = 'running')"
+        return (
+            f"SELECT CASE WHEN f.id IS NULL OR f.highest <> {fence} THEN {_says(literal('fence:'))}"
+            f" WHEN f.counts IS DISTINCT FROM {self._counts(script.id)} OR NOT EXISTS {mine}"
+            f" THEN {_says(literal('history:'))}"
+            f" ELSE 0 END AS tma_kept FROM (SELECT 1) AS one LEFT JOIN {self.fence} f ON true"
+        )
+
+    def restorable(self, fence: int, process: str) -> str:
+        """Objects when a later run was here, or the lock is not that of the server's ``process`` any more."""
+        held = (
+            "EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.locktype = 'advisory' AND l.classid = 0"
+            f" AND l.objid = {LOCK_KEY} AND l.objsubid = 1 AND l.granted AND l.pid = {int(process)} AND l.database ="
+            " (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))"
+        )
+        return (
+            f"SELECT CASE WHEN f.highest > {fence} THEN {_says(literal('stale:') + ' || f.highest')}"
+            f" WHEN NOT {held} THEN {_says(literal('locked:'))} ELSE 0 END AS tma_guard FROM {self.fence} f FOR UPDATE"
         )
 
     def _counts(self, script: str) -> str:
@@ -235,12 +298,16 @@ class Tables:
         """The row and the event of a script that ran."""
         common = f"{fence}, {literal(run)}, {literal(release)}, pg_catalog.clock_timestamp()"
         head = f"{literal(script.id)}, {literal(script.checksum)}, {literal(script.algorithm)}"
-        what = f"(SELECT CASE WHEN again THEN 'reapplied' ELSE 'applied' END FROM {self.fence})"
         return (
             f"INSERT INTO {self.history} (script, checksum, algorithm, fence, run, release, applied_at, state, statement,"
             f" statements) VALUES ({head}, {common}, 'done', {statements}, {statements});"
-            + self._event(what, script.id, script.checksum, fence, run, release)
+            f"UPDATE {self.fence} SET script = {literal(script.id)};"
+            + self._event(self._applied(), script.id, script.checksum, fence, run, release)
         )
+
+    def _applied(self) -> str:
+        """The word for what became of the script in hand."""
+        return f"(SELECT CASE WHEN again THEN 'reapplied' ELSE 'applied' END FROM {self.fence})"
 
     def start(self, script: Script, fence: int, run: str, release: str, *, statements: int, session: bool) -> str:
         """The row of a script that commits statement by statement, before its first one or when it goes on.
@@ -254,23 +321,39 @@ class Tables:
             f"INSERT INTO {self.history} (script, checksum, algorithm, fence, run, release, applied_at, state, statement,"
             f" statements, session) SELECT {head}, {literal(release)}, pg_catalog.clock_timestamp(), 'running', 0,"
             f" {statements}, {literal(session)} WHERE NOT EXISTS (SELECT 1 {row});"
+            # Of a repeatable one that was edited.
+            f"UPDATE {self.history} SET state = 'running', checksum = {literal(script.checksum)}, statement = 0,"
+            f" statements = {statements}, session = {literal(session)}"
+            f" WHERE script = {literal(script.id)} AND state <> 'running';"
             f"UPDATE {self.history} SET resume = NULL, fence = {fence}, run = {literal(run)}, release = {literal(release)}"
-            f" WHERE script = {literal(script.id)};" + self.event("started", script, fence, run, release)
+            f" WHERE script = {literal(script.id)};"
+            + self.event("started", script, fence, run, release)
+            + f";UPDATE {self.fence} SET counts = {self._counts(script.id)}"
+        )
+
+    def escaped(self, script: Script, fence: int, run: str, release: str, *, statements: int) -> str:
+        """A row that blocks a script which got out of its transaction, so that nobody applies it a second time."""
+        return (
+            f"{BEGIN}; {self.fenced(fence)}; {self.start(script, fence, run, release, statements=statements, session=True)};"
+            " COMMIT"
         )
 
     def count(self, script: Script, fence: int, number: int) -> str:
-        """Statement ``number`` is committed; objects when the fence is stale."""
+        """Statement ``number`` is committed; objects when the fence is stale, or our tables are not as they were.
+
+        Whoever the script has become, the session's own user counts. The lock is taken again: a function may have let it go.
+        """
         return (
-            f"{BEGIN}; {self.fenced(fence)};"
+            f"{BEGIN}; SET LOCAL ROLE NONE; {TRY_LOCK}; {self.fenced(fence)}; {self._kept(script, fence)};"
             f" UPDATE {self.history} SET statement = {number} WHERE script = {literal(script.id)}"
         )
 
     def finish(self, script: Script, fence: int, run: str, release: str, *, statements: int) -> str:
-        """All statements are committed."""
+        """All statements are committed; objects when our tables are not as they were."""
         return (
-            f"UPDATE {self.history} SET state = 'done', statement = {statements},"
+            f"{self._kept(script, fence)};UPDATE {self.history} SET state = 'done', statement = {statements},"
             f" applied_at = pg_catalog.clock_timestamp() WHERE script = {literal(script.id)};"
-            + self.event("applied", script, fence, run, release)
+            + self._event(self._applied(), script.id, script.checksum, fence, run, release)
         )
 
     def baseline(self, scripts: Sequence[Script], fence: int, run: str, release: str) -> str:
@@ -345,7 +428,7 @@ class Tables:
 
 def _says(words: str) -> str:
     """An expression that fails with these words; they must depend on a row, or the planner would fail for every row."""
-    return f"('tma-says:' || {words} || COALESCE(pg_catalog.left(f.tableoid::pg_catalog.text, 0), ''))::pg_catalog.int4"
+    return f"('{_MARK}' || {words} || COALESCE(pg_catalog.left(f.tableoid::pg_catalog.text, 0), ''))::pg_catalog.int4"
 
 
 def rows_of(answer: Answer) -> Iterable[dict[str, str | None]]:
@@ -366,6 +449,7 @@ def applied_of(row: Mapping[str, str | None]) -> Applied:
         state=row.get("state") or "done",
         statement=int(row.get("statement") or 0),
         statements=int(row.get("statements") or 0),
+        session=row.get("session") == "t",
     )
 
 

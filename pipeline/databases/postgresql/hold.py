@@ -77,12 +77,14 @@ class Hold:
             self.close()
             self.way = way
 
-    def tidy(self) -> None:
-        """Rolls back what is open, and takes back what a script has left in the session."""
-        if self._open is None or self._open.closed or self._open.idle:
+    def tidy(self, *, failed: bool = False) -> None:
+        """Rolls back what is open, and takes back what a script has left in the session; always when it ``failed``."""
+        if self._open is None or self._open.closed or (self._open.idle and not failed):
             return
         try:
-            self._open.exchange(f"ROLLBACK; {self.settled()}", rows=False)
+            answers = self._open.exchange(f"ROLLBACK; {self.settled(locks=failed)}", rows=False)
+            if answers[-1].trouble:
+                self.close()
         except Lost:
             self.close()
 
@@ -218,7 +220,11 @@ class Hold:
     def _settings_of(self, session: Session, run: str) -> str:
         name = literal(f"tma {run}".encode()[:63].decode(errors="ignore"))
         check = "SET client_connection_check_interval = '1s';" if session.version >= 140000 else ""
-        return f"SET application_name = {name}; SET lock_timeout = '{self.settings.lock_timeout}s'; {check}"
+        # A role's own limits are for the application; between two scripts a run may wait for its other databases.
+        limits = ["idle_in_transaction_session_timeout"] if session.version >= 90600 else []
+        limits += ["idle_session_timeout"] if session.version >= 140000 else []
+        waits = "".join(f"SET {limit} = 0; " for limit in limits)
+        return f"SET application_name = {name}; SET lock_timeout = '{self.settings.lock_timeout}s'; {waits}{check}"
 
     def _holder(self, session: Session) -> str:
         answers = session.exchange(

@@ -10,11 +10,13 @@ import random
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
-from pipeline.databases import EVENTS_TABLE, FENCE_TABLE, HISTORY_TABLE, Rehearsed
-from pipeline.databases.postgresql.history import BEGIN, OWN_COMMIT, Objection, Tables, objection, rows_of
+from pipeline.databases import EVENTS_TABLE, FENCE_TABLE, HISTORY_TABLE
+from pipeline.databases.postgresql.client import statements_of
+from pipeline.databases.postgresql.history import BEGIN, OWN_COMMIT, Kind, Objection, objection, rows_of
 from pipeline.databases.postgresql.hold import Hold
 from pipeline.databases.postgresql.session import Answer, Lost, Session, Trouble
 from pipeline.databases.postgresql.statements import Statement, line_at, scan
@@ -36,7 +38,7 @@ _ADVISORY = re.compile("advisory", re.IGNORECASE)
 _OWN_TABLES = re.compile(f"{HISTORY_TABLE}|{EVENTS_TABLE}|{FENCE_TABLE}", re.IGNORECASE)
 
 
-class _Waited(Exception):
+class Waited(Exception):
     """It was rolled back because it waited too long for a lock; ``failure`` is what to say when it stays like this."""
 
     def __init__(self, failure: Failed) -> None:
@@ -86,29 +88,50 @@ def prepared(
     keep = len(text) <= LARGE or not script.transactional
     parts: list[Statement] = []
     count = 0
-    for part in () if script.client else scan(text):
+    if script.client and not script.transactional:
+        why = "one of client=psql and transaction=no can be had: psql is given a script as a whole"
+        raise errors.unfit_statement(script, "its header", why, "make two scripts of it, each with one of them")
+    for part in statements_of(text) if script.client else scan(text):
         _look(script, text, part, errors)
         count += 1
-        if keep:
+        if keep and not script.client:
             parts.append(part)
     after = None
     if verify is not None:
-        after = without_outer_transaction(verify.decode("utf-8-sig", errors="replace"), rollback=True)
-        after = without_outer_transaction(after)
+        after = errors.verify_text(script, verify)
+        after = without_outer_transaction(without_outer_transaction(after, rollback=True))
+        for part in scan(after):
+            if part.of_a_transaction or "TMA_VERIFY" in part.keywords:
+                said = f"{part.first_words}: a verify runs inside of a transaction that is rolled back"
+                raise errors.unfit_statement(script, "its verify", said, "take it out of the verify", line=part.line)
     return Work(script, text, count, tuple(parts), fence, run, release, after, tuple(covers))
 
 
 def _look(script: Script, text: str, part: Statement, errors: ScriptErrors) -> None:
+    if part.unclosed is not None:
+        what, line = part.unclosed
+        raise errors.failed(script, f"a {what} that is opened here is never closed", line=line)
     if part.client is not None:
         words, line = part.client
         raise errors.needs_header(script, words, "only psql understands it", _BY_CLIENT, line=line)
+    words, line = part.first_words, part.line
+    if part.encoding(text):
+        raise errors.unfit_statement(script, words, "every script is UTF-8", "take the statement out", line=line)
     if script.transactional:
         if part.ends_transaction:
             raise errors.own_commit(script, part.first_words, line=part.line)
         if part.outside_transactions:
             why = "it cannot run inside a transaction"
             raise errors.needs_header(script, part.first_words, why, _NOT_IN_TRANSACTION, line=part.line)
-    elif part.keywords[:1] not in {("SELECT",), ("TABLE",)}:
+        return
+    if part.of_a_transaction:
+        why = "a script that runs statement by statement cannot have a transaction of its own"
+        instead = "make a script of its own of what belongs into one transaction, without transaction=no"
+        raise errors.unfit_statement(script, words, why, instead, line=line)
+    if part.lets_locks_go(text):
+        why = "it lets the lock of the run go"
+        raise errors.unfit_statement(script, words, why, "write RESET ALL, or unlock each lock by its key", line=line)
+    if part.keywords[:1] not in {("SELECT",), ("TABLE",)}:
         table = _OWN_TABLES.search(text, part.start, part.end)
         if table is not None:
             raise errors.own_history(script, table[0].lower(), line=part.line)
@@ -124,6 +147,9 @@ def apply(hold: Hold, work: Work) -> bool:
         return False
     except Lost:
         return _ask_again(hold, work)
+    except PipelineError:
+        hold.tidy(failed=not work.script.transactional)
+        raise
     finally:
         hold.tidy()
 
@@ -141,7 +167,7 @@ def _patiently(hold: Hold, work: Work) -> bool:
             try:
                 _whole(hold, session, work)
                 return True
-            except _Waited as waited:
+            except Waited as waited:
                 hold.tidy()
                 failure = waited.failure
         if last:
@@ -159,24 +185,25 @@ def _whole(hold: Hold, session: Session, work: Work) -> None:
     record = tables.record(script, work.fence, work.run, work.release, statements=work.count)
     covers = tables.baseline(work.covers, work.fence, work.run, work.release) + ";" if work.covers else ""
     settled = hold.settled(locks=_ADVISORY.search(work.text) is not None)
-    after = f"\n;\n{tables.check(script)};\n{verify}\n{record};{covers}COMMIT;{settled}"
+    checks = f"{tables.check(script)};\n{tables.settle_deferred(script, work.fence)}"
+    after = f"\n;\n{checks};\n{verify}\n{record};{covers}COMMIT;{settled}"
     if not work.large:
         answers = session.exchange(before + work.text + after, rows=False)
         _judge(hold, session, work, answers, before)
         return
     _judge(hold, session, work, session.exchange(before, rows=False), before)
-    for first, start, end in _groups(work.text):
+    for first, start, end in groups(work.text):
         answers = session.exchange(work.text[start:end], rows=False)
         if answers[-1].trouble:
-            _fail(hold.errors, work, answers[-1].trouble, first + len(answers) - 1, start)
+            fail(hold.errors, work, answers[-1].trouble, first + len(answers) - 1, start)
         if session.idle:
-            raise hold.errors.escaped(script)
+            _escaped(hold, session, work)
     answers = session.exchange(after, rows=False)
     # As if the script had stood before it.
     _judge(hold, session, work, [Answer(columns=("tma_guard",)), *[Answer()] * work.count, *answers], before)
 
 
-def _groups(text: str) -> Iterator[tuple[int, int, int]]:
+def groups(text: str) -> Iterator[tuple[int, int, int]]:
     """The number of the first statement, the beginning and the end of groups of about :data:`LARGE` characters."""
     first, start, number, end = 1, 0, 0, 0
     for part in scan(text):
@@ -193,11 +220,12 @@ def _judge(hold: Hold, session: Session, work: Work, answers: Sequence[Answer], 
     trouble = answers[-1].trouble
     if trouble is None:
         return
-    if any(answer.tag == "COMMIT" for answer in answers):
-        # Committed; only the session is not as it was.
+    columns = [answer.columns for answer in answers]
+    deferred = columns.index(("tma_deferred",)) if ("tma_deferred",) in columns else None
+    if deferred is not None and any(answer.tag == "COMMIT" for answer in answers[deferred:]):
+        # Committed, and it is our own; only the session is not as it was.
         hold.close()
         return
-    columns = [answer.columns for answer in answers]
     guard = columns.index(("tma_guard",)) if ("tma_guard",) in columns else None
     if guard is None:
         _object(hold, work, objection(trouble))
@@ -205,27 +233,31 @@ def _judge(hold: Hold, session: Session, work: Work, answers: Sequence[Answer], 
         if trouble.position and len(answers) == 1:
             said = session.exchange(f"{before} ROLLBACK", rows=False)[-1].trouble
             _object(hold, work, objection(said))
-            _fail(hold.errors, work, trouble, None, -len(before))
-        _fail(hold.errors, work, _written(trouble), None, None)
+            fail(hold.errors, work, trouble, None, -len(before))
+        fail(hold.errors, work, _written(trouble), None, None)
     elif ("tma_check",) not in columns:
         number = len(answers) - guard - 1
         if number > work.count:
             _object(hold, work, objection(trouble))
             if not work.script.client:
-                _fail(hold.errors, work, _written(trouble), None, None)
-        _fail(hold.errors, work, trouble, number if not work.script.client else None, -len(before))
+                fail(hold.errors, work, _written(trouble), None, None)
+        fail(hold.errors, work, trouble, number if not work.script.client else None, -len(before))
+    elif deferred is None:
+        # Something that the script has put off to the commit.
+        _object(hold, work, objection(trouble))
+        fail(hold.errors, work, trouble, None, None)
     else:
-        told = [answer.tag for answer in answers[columns.index(("tma_check",)) :]]
+        told = [answer.tag for answer in answers[deferred:]]
         if work.verify is not None and "ROLLBACK" not in told:
             raise hold.errors.not_verified(work.script, trouble.message, code=trouble.code)
-        _fail(hold.errors, work, trouble, None, None)
+        fail(hold.errors, work, trouble, None, None)
 
 
 def _written(trouble: Trouble) -> Trouble:
     return Trouble(f"its row of the history cannot be written: {trouble.message}", trouble.code)
 
 
-def _fail(errors: ScriptErrors, work: Work, trouble: Trouble, number: int | None, offset: int | None) -> None:
+def fail(errors: ScriptErrors, work: Work, trouble: Trouble, number: int | None, offset: int | None) -> None:
     """Raises what a failing statement of the script means; ``offset``: of the script's text against the message."""
     script = work.script
     if trouble.constraint == OWN_COMMIT:
@@ -249,7 +281,7 @@ def _fail(errors: ScriptErrors, work: Work, trouble: Trouble, number: int | None
     failure = errors.failed(
         script, trouble.message, number=number, line=line, words=words, code=trouble.code, hint=hint
     )
-    raise _Waited(failure) if trouble.code in _WAITED else failure
+    raise Waited(failure) if trouble.code in _WAITED else failure
 
 
 def _object(hold: Hold, work: Work, said: Objection | None) -> None:
@@ -273,8 +305,17 @@ def _object(hold: Hold, work: Work, said: Objection | None) -> None:
         hold.tidy()
         raise errors.locked("another run took its place", 0)
     if said.word == "escaped":
-        raise errors.escaped(script)
+        _escaped(hold, hold.session(), work)
     raise errors.own_history(script, {"history": HISTORY_TABLE, "events": EVENTS_TABLE}.get(said.word, FENCE_TABLE))
+
+
+def _escaped(hold: Hold, session: Session, work: Work) -> NoReturn:
+    """A script that got out of its transaction is blocked: nobody can say what of it is committed."""
+    hold.tidy()
+    row = hold.tables.escaped(work.script, work.fence, work.run, work.release, statements=max(work.count, 1))
+    with suppress(Lost):
+        session.exchange(row, rows=False)
+    raise hold.errors.escaped(work.script)
 
 
 def _and(failure: Failed, holders: Sequence[str], times: int) -> Failed:
@@ -296,8 +337,9 @@ def _stepwise(hold: Hold, work: Work) -> bool:
     script, errors = work.script, hold.errors
     session, tables = hold.lock(work.fence, work.run), hold.tables
     bound = script.session or any(part.of_the_session for part in work.parts)
+    kind: Kind = "stepwise again" if script.kind == "repeatable" else "stepwise"
     start = tables.start(script, work.fence, work.run, work.release, statements=work.count, session=bound)
-    answers = session.exchange(f"{BEGIN}; {tables.guard(script, work.fence, 'stepwise')}; {start}; COMMIT")
+    answers = session.exchange(f"{BEGIN}; {tables.guard(script, work.fence, kind)}; {start}; COMMIT")
     _ours(hold, work, answers, 0)
     first = next(int(answer.rows[0][0] or 1) for answer in answers if answer.columns == ("tma_first",))
     for part in work.parts[first - 1 :]:
@@ -314,9 +356,12 @@ def _stepwise(hold: Hold, work: Work) -> bool:
         trouble = session.exchange(f"{BEGIN};\n{work.verify}\n;\nROLLBACK", rows=False)[-1].trouble
         if trouble:
             raise errors.not_verified(script, trouble.message, code=trouble.code, statements=work.count)
+    _valid(session, work, errors)
     covers = tables.baseline(work.covers, work.fence, work.run, work.release) + ";" if work.covers else ""
     done = tables.finish(script, work.fence, work.run, work.release, statements=work.count)
-    answers = session.exchange(f"{hold.settled()} {BEGIN}; {tables.fenced(work.fence)}; {done}; {covers} COMMIT")
+    answers = session.exchange(
+        f"{hold.settled(locks=True)} {BEGIN}; {tables.fenced(work.fence)}; {done}; {covers} COMMIT"
+    )
     _ours(hold, work, answers, work.count)
     return True
 
@@ -330,6 +375,9 @@ def _statement(hold: Hold, session: Session, work: Work, part: Statement) -> Non
     if trouble is not None:
         hold.tidy()
         position = part.start + trouble.position if trouble.position else None
+        hint = trouble.hint
+        if part.waits_for_all and "INDEX" in part.keywords:
+            hint = "it may have left an invalid index, which DROP INDEX CONCURRENTLY IF EXISTS takes away; then go on"
         raise hold.errors.stopped(
             work.script,
             trouble.message,
@@ -338,10 +386,34 @@ def _statement(hold: Hold, session: Session, work: Work, part: Statement) -> Non
             line=line_at(work.text, position) if position else part.line,
             words=part.first_words,
             code=trouble.code,
-            hint=trouble.hint,
+            hint=hint,
+            inside=part.commits_inside,
         )
     if part.waits_for_all:
         session.exchange(f"SET lock_timeout = '{hold.settings.lock_timeout}s'")
+
+
+def _valid(session: Session, work: Work, errors: ScriptErrors) -> None:
+    """PartlyDone when an index that the script names is not valid: one that stopped half-way, which IF NOT EXISTS skips."""
+    last = next((part for part in reversed(work.parts) if part.waits_for_all), None)
+    if last is None:
+        return
+    answers = session.exchange(
+        "SELECT n.nspname, c.relname FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND c.relkind = 'i'"
+    )
+    for schema, name in answers[-1].rows:
+        if re.search(rf"(?<!\w){re.escape(name or '')}(?!\w)", work.text, re.IGNORECASE):
+            raise errors.stopped(
+                work.script,
+                f"the index {schema}.{name} is invalid, and nobody uses it: one that could not be finished before",
+                number=next((part.number for part in work.parts if part.waits_for_all), last.number),
+                statements=work.count,
+                line=last.line,
+                words=last.first_words,
+                hint=f"DROP INDEX CONCURRENTLY {schema}.{name}, then go on with the statement that makes it",
+                inside=True,
+            )
 
 
 def _ours(hold: Hold, work: Work, answers: Sequence[Answer], number: int) -> None:
@@ -350,9 +422,12 @@ def _ours(hold: Hold, work: Work, answers: Sequence[Answer], number: int) -> Non
     if trouble is None:
         return
     hold.tidy()
-    _object(hold, work, objection(trouble))
+    said = objection(trouble)
+    if number and said is not None and said.word in {"history", "events", "fence"}:
+        raise hold.errors.history_changed(work.script, number, work.count)
+    _object(hold, work, said)
     if number == 0:
-        _fail(hold.errors, work, _written(trouble), None, None)
+        fail(hold.errors, work, _written(trouble), None, None)
     raise hold.errors.stopped(
         work.script,
         f"the history cannot be written: {trouble.message}",
@@ -393,6 +468,7 @@ def _ask_again(hold: Hold, work: Work) -> bool:
             line=part.line if part else None,
             words=part.first_words if part else None,
             uncertain=True,
+            inside=part is not None and part.commits_inside,
         )
     if row is None or (script.kind == "repeatable" and row["checksum"] != script.checksum):
         if highest is not None and highest > work.fence:
@@ -402,56 +478,3 @@ def _ask_again(hold: Hold, work: Work) -> bool:
     if row["checksum"] != script.checksum:
         raise errors.edited(script, row["checksum"] or "")
     return row["run"] == work.run
-
-
-# --- on trial -----------------------------------------------------------------------------------------------------------
-
-
-def rehearse(hold: Hold, scripts: Sequence[tuple[Script, bytes]], run: str) -> list[Rehearsed]:
-    """See :meth:`pipeline.databases.Database.rehearse`."""
-    known = hold.lock_only(run) is not None
-    session, tables = hold.session(), hold.tables if known else Tables()
-    told: list[Rehearsed] = []
-    make = "" if known else f"{tables.create()};"
-    begin = f"{BEGIN}; {make} {tables.on_trial()}"
-    try:
-        trouble = session.exchange(begin, rows=False)[-1].trouble
-        if trouble is not None:
-            raise hold.unreadable(trouble)
-        for script, sql in scripts:
-            told.append(_rehearsed(hold, session, script, sql))
-            if told[-1].outcome == "failed":
-                break
-        return told
-    except Lost:
-        raise hold.errors.not_let_in("the server ended the connection during the rehearsal") from None
-    finally:
-        # What a script has set stays in the session otherwise.
-        hold.close()
-
-
-def _rehearsed(hold: Hold, session: Session, script: Script, sql: bytes) -> Rehearsed:
-    if not script.transactional:
-        return Rehearsed(script.id, "skipped", "it runs outside a transaction, which cannot be taken back")
-    if script.client and hold.way != "client":
-        return Rehearsed(script.id, "skipped", "it needs its own client")
-    try:
-        work = prepared(script, sql, hold.errors)
-        groups = [(1, 0, len(work.text))] if not work.large else _groups(work.text)
-        for first, start, end in groups:
-            answers = session.exchange(work.text[start:end], rows=False)
-            if answers and answers[-1].trouble:
-                _fail(
-                    hold.errors,
-                    work,
-                    answers[-1].trouble,
-                    None if len(answers) == 1 else first + len(answers) - 1,
-                    -start,
-                )
-            if session.idle:
-                raise hold.errors.escaped(script)
-    except _Waited as waited:
-        return Rehearsed(script.id, "failed", str(waited.failure.reasons[0]))
-    except PipelineError as error:
-        return Rehearsed(script.id, "failed", str(error.reasons[0]) if error.reasons else error.what)
-    return Rehearsed(script.id, "ok")

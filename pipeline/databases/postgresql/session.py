@@ -10,6 +10,7 @@ server's own name to verify.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Generator, Iterator
@@ -24,13 +25,25 @@ from psycopg.adapt import Transformer
 from psycopg.waiting import Ready, Wait
 
 from pipeline.databases.script_errors import ScriptErrors
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigurationError, PipelineError, Reason
 from pipeline.model import DatabaseSettings
 from pipeline.transports import Transport
 from pipeline.transports.relay import join
 
 APPLICATION = "tma-pipeline"
 """The application's name until a run gives its own."""
+
+
+# libpq hands these to the server itself, as what RESET goes back to; no parameter of a connection overrides them.
+_HANDED_ON = ("PGDATESTYLE", "PGTZ", "PGGEQO")
+# What an empty value would not be understood as.
+_NOT_EMPTY = {
+    "max_protocol_version": "3.0",
+    "min_protocol_version": "3.0",
+    "require_auth": "scram-sha-256,md5,password,gss,sspi,none",
+    "sslcertmode": "allow",
+}
+_UNSET = {"service"}
 
 
 class Lost(Exception):
@@ -116,6 +129,7 @@ class TunnelSession:
         self, transport: Transport, settings: DatabaseSettings, password: str | None, errors: ScriptErrors
     ) -> None:
         folder = Path("/nonexistent")
+        defaults = _defaults()
         try:
             with ExitStack() as stack:
                 folder = stack.enter_context(transport.forward(settings.host, settings.reached_at))
@@ -125,17 +139,20 @@ class TunnelSession:
                     address = {"host": settings.host, "hostaddr": "127.0.0.1", "port": port, "sslmode": "verify-full"}
                     address |= {"sslrootcert": settings.tls_ca or "system", "gssencmode": "disable"}
                 self._connection = psycopg.connect(
-                    **address,
-                    dbname=settings.name,
-                    user=settings.user,
-                    # An empty one keeps libpq from looking for another in this user's own ~/.pgpass.
-                    password=password or "",
-                    passfile="/dev/null",
-                    application_name=APPLICATION,
-                    client_encoding="UTF8",
-                    connect_timeout=15,
                     autocommit=True,
                     prepare_threshold=None,
+                    **defaults
+                    | {
+                        "dbname": settings.name,
+                        "user": settings.user,
+                        # An empty one keeps libpq from looking for another in this user's own ~/.pgpass.
+                        "password": password or "",
+                        "passfile": "/dev/null",
+                        "application_name": APPLICATION,
+                        "client_encoding": "UTF8",
+                        "connect_timeout": 15,
+                    }
+                    | address,
                 )
                 self._stack = stack.pop_all()
         except psycopg.Error as error:
@@ -178,6 +195,26 @@ class TunnelSession:
         if self.closed and not (answers and answers[-1].trouble and answers[-1].trouble.copied):
             raise Lost
         return answers
+
+
+def _defaults() -> dict[str, Any]:
+    """Every parameter that libpq would otherwise take from its environment or a service file, as if there were neither.
+
+    ConfigurationError for what cannot be kept from the server that way.
+    """
+    told = [name for name in _HANDED_ON if os.environ.get(name, "default").lower() != "default"]
+    if told:
+        raise ConfigurationError(
+            "the environment of this program would change what a script means.",
+            reasons=[Reason(f"{name} is set here, and the server would be told of it") for name in told],
+            next_commands=[f"unset {' '.join(told)}, then the same command again"],
+        )
+    found: dict[str, Any] = {}
+    for option in pq.Conninfo.get_defaults():
+        name = option.keyword.decode()
+        if option.envvar and name not in _UNSET:
+            found[name] = option.compiled.decode() if option.compiled else _NOT_EMPTY.get(name, "")
+    return found
 
 
 def _exchange(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _TOKENS = r"""
-      (?P<comment>--[^\n]*+)
+      (?P<comment>--[^\n\r]*+)
     | (?P<block>/\*)
     | (?P<string>[eE]'(?:[^'\\]++|\\.|'')*+'? | '(?:[^']++|'')*+'? | "(?:[^"]++|"")*+"?)
     | (?P<dollar>\$(?:[^\W\d]\w*+)?\$)
@@ -26,6 +26,7 @@ _WORDS = re.compile(_TOKENS + r"| (?P<cast>::|:=) | (?P<word>[^\W\d][\w$]*+) | (
 # Past the words that matter a run of everything harmless is one match, so that megabytes of INSERT are read in seconds.
 _HARMLESS = r"| (?P<other>(?:::|:=|[^\w'\"$;()/\-:\\]++|(?![eE]')\w[\w$]*+|-(?!-)|/(?!\*))++ | \S)"
 _FAST = re.compile(_TOKENS + _HARMLESS, re.VERBOSE | re.DOTALL)
+_QUOTED = re.compile(r"'(?:[^']|'')*'?")
 _BLOCK_EDGE = re.compile(r"/\*|\*/")
 _KEPT_WORDS = 8
 _OF_ROWS = {"INSERT", "UPDATE", "DELETE", "SELECT", "WITH", "COPY", "VALUES"}
@@ -44,14 +45,24 @@ _OF_THE_SESSION = re.compile(
     r"SET (?!LOCAL\b|CONSTRAINTS\b|TRANSACTION\b)|RESET\b|PREPARE (?!TRANSACTION\b)|LISTEN\b|DECLARE\b|LOAD\b|DISCARD\b"
     r"|CREATE (LOCAL |GLOBAL )?(TEMP|TEMPORARY)\b|CREATE OR REPLACE (TEMP|TEMPORARY)\b"
 )
+# What a SELECT leaves in the session, and what lets its locks go, looked for in the text of a statement.
+_LEAVES = re.compile(r"\bset_config\s*\(|\bINTO\s+(LOCAL\s+|GLOBAL\s+)?TEMP", re.IGNORECASE)
+_LETS_GO = re.compile(r"\A\s*DISCARD\s+ALL\b|\bpg_advisory_unlock_all\b", re.IGNORECASE)
+_ENCODING = re.compile(
+    r"\A\s*SET\s+(?:SESSION\s+|LOCAL\s+)?(?:client_encoding\b|NAMES\b)(?P<to>.*)|\bset_config\s*\(\s*'client_encoding'(?P<by>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_UTF8 = re.compile(r"\s*(?:=|\bTO\b|,)?\s*['\"]?(?:utf_?-?8|unicode)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement: its number from 1, the line on which it begins (from 1), its first words on one line.
+    """One statement: its number from 1, the line on which it begins (from 1), its first words on one line without values.
 
     ``keywords``: its first words that are not quoted, in capitals. It is ``text[start:end]``, without its semicolon.
-    ``client`` is the first thing in it that only psql understands, and its line.
+    ``client`` is the first thing in it that only psql understands, and its line; ``unclosed`` says what is opened in it and
+    never closed, with its line: to the server the rest of the script would be a part of it. ``leaves``: what it selects stays
+    in the session, as a setting or a temporary table.
     """
 
     number: int
@@ -61,6 +72,8 @@ class Statement:
     start: int
     end: int
     client: tuple[str, int] | None = None
+    unclosed: tuple[str, int] | None = None
+    leaves: bool = False
 
     @property
     def ends_transaction(self) -> bool:
@@ -72,6 +85,16 @@ class Statement:
         if words[:1] == ("ROLLBACK",):
             return words[1:2] != ("TO",)
         return words[:1] in {("COMMIT",), ("ABORT",)} or self.keywords[:2] == ("PREPARE", "TRANSACTION")
+
+    @property
+    def of_a_transaction(self) -> bool:
+        """Whether it begins or ends one, in any spelling."""
+        return self.ends_transaction or self.keywords[:1] in {("BEGIN",), ("START",), ("END",)}
+
+    @property
+    def commits_inside(self) -> bool:
+        """Whether it may commit while it runs, so that a part of it stays when it fails."""
+        return self.keywords[:1] in {("DO",), ("CALL",)}
 
     @property
     def outside_transactions(self) -> bool:
@@ -87,7 +110,20 @@ class Statement:
     @property
     def of_the_session(self) -> bool:
         """Whether it leaves something in the session that later statements may need."""
-        return bool(_OF_THE_SESSION.match(" ".join(self.keywords) + " "))
+        return self.leaves or bool(_OF_THE_SESSION.match(" ".join(self.keywords) + " "))
+
+    def lets_locks_go(self, text: str) -> bool:
+        """Whether it takes the session's locks away, that of the run with them."""
+        return bool(_LETS_GO.search(text[self.start : self.end]))
+
+    def encoding(self, text: str) -> bool:
+        """Whether it says that what comes is in another encoding than UTF-8, which it is not."""
+        if self.keywords[:1] not in {("SET",), ("SELECT",)}:
+            return False
+        found = _ENCODING.search(text[self.start : self.end])
+        return found is not None and not _UTF8.match(
+            found["to"] if found["to"] is not None else found["by"].lstrip("'")
+        )
 
 
 def statements(text: str) -> list[Statement]:
@@ -101,33 +137,53 @@ def scan(text: str) -> Iterator[Statement]:
     words: list[str] = []
     depth = body = 0
     client: tuple[str, int] | None = None
+    unclosed: tuple[str, int] | None = None
     position = 0
     last = 0
     search = _WORDS.search
     while match := search(text, position):
         kind, position = match.lastgroup, match.end()
         if kind in {"other", "string"}:
+            if kind == "string" and position == len(text) and not _ended(match[0]):
+                unclosed = ("quote", line_at(text, match.start() + 1))
             start = match.start() if start is None else start
             last = position
             continue
         if kind == "comment":
             continue
         if kind == "block":
-            position = _after_block(text, position)
+            after = _after_block(text, position)
+            if after is not None:
+                position = after
+                continue
+            unclosed = ("comment", line_at(text, match.start() + 1))
+            start = match.start() if start is None else start
+            last = position = len(text)
             continue
         if kind == "end" and not depth and not body:
             if start is not None:
                 line += text.count("\n", counted, start)
                 counted = start
                 number += 1
-                first = first_words(text[start : min(last, start + 400)])
-                yield Statement(number, line, first, tuple(words[:_KEPT_WORDS]), start, last, client)
+                first = first_words(_QUOTED.sub("'…'", text[start : min(last, start + 400)]))
+                yield Statement(
+                    number,
+                    line,
+                    first,
+                    tuple(words[:_KEPT_WORDS]),
+                    start,
+                    last,
+                    client,
+                    None,
+                    _leaves(text, words, start, last),
+                )
             start, client, search = None, None, _WORDS.search
             words = []
             continue
         start = match.start() if start is None else start
         if kind == "dollar":
             closing = text.find(match[0], position)
+            unclosed = ("dollar quote", line_at(text, match.start() + 1)) if closing < 0 else None
             position = len(text) if closing < 0 else closing + len(match[0])
         elif kind == "paren":
             depth = max(0, depth + (1 if match[0] == "(" else -1))
@@ -146,8 +202,18 @@ def scan(text: str) -> Iterator[Statement]:
         last = position
     if start is not None:
         line += text.count("\n", counted, start)
-        first = first_words(text[start : min(last, start + 400)])
-        yield Statement(number + 1, line, first, tuple(words[:_KEPT_WORDS]), start, last, client)
+        first = first_words(_QUOTED.sub("'…'", text[start : min(last, start + 400)]))
+        yield Statement(
+            number + 1,
+            line,
+            first,
+            tuple(words[:_KEPT_WORDS]),
+            start,
+            last,
+            client,
+            unclosed,
+            _leaves(text, words, start, last),
+        )
 
 
 def line_at(text: str, position: int) -> int:
@@ -161,6 +227,10 @@ def first_words(text: str) -> str:
     return line if len(line) <= 60 else line[:59] + "…"
 
 
+def _leaves(text: str, words: list[str], start: int, end: int) -> bool:
+    return words[:1] in (["SELECT"], ["WITH"]) and _LEAVES.search(text, start, end) is not None
+
+
 def _has_body(words: list[str]) -> bool:
     """Whether these words begin what may have a body of ``BEGIN ATOMIC``."""
     return words[:1] == ["CREATE"] and not {"FUNCTION", "PROCEDURE"}.isdisjoint(words[1:4])
@@ -171,13 +241,22 @@ def _is_variable(text: str, position: int) -> bool:
     return position == 0 or text[position - 1] in " \t\r\n(,=+-*/<>|"
 
 
-def _after_block(text: str, position: int) -> int:
-    """The position after a block comment that opened just before ``position``; PostgreSQL's comments nest."""
+def _ended(string: str) -> bool:
+    """Whether a string or quoted name that goes to the end of the script ends there."""
+    rest = string[1:] if string[0] in "eE" else string
+    quote, inside = rest[0], rest[1:]
+    if string[0] in "eE":
+        inside = re.sub(r"(?s)\\.", "", inside)
+    return inside.replace(quote * 2, "").endswith(quote)
+
+
+def _after_block(text: str, position: int) -> int | None:
+    """The position after a block comment that opened just before ``position``, None without its end; comments nest."""
     depth = 1
     while depth:
         edge = _BLOCK_EDGE.search(text, position)
         if edge is None:
-            return len(text)
+            return None
         depth += 1 if edge[0] == "/*" else -1
         position = edge.end()
     return position

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -17,7 +18,7 @@ from pipeline.databases import BackupFound, BackupTaken, Catalogue, Rehearsed, R
 from pipeline.databases.backup_files import BackupFile, BackupFiles, Program
 from pipeline.databases.script_errors import ScriptErrors
 from pipeline.databases.sqlite.troubles import trouble_of
-from pipeline.errors import Failed, PipelineError, Reason, Refused
+from pipeline.errors import Failed, PipelineError, Reason, Refused, overtaken
 from pipeline.model import Applied, HistoryEvent, Script
 from pipeline.transports import LineCut, Transport
 
@@ -47,7 +48,8 @@ _RESTORE = _BACKUP + 'read_back() { python_here restore "$private"; }\n'
 _QUICK = 120.0
 _LONG = 6 * 3600.0
 
-_LOOKING, _SCRIPTS, _CATALOGUE = "host", "host_scripts", "host_catalogue"
+_LOOKING, _CATALOGUE = "host", "host_catalogue"
+_SCRIPTS = (_LOOKING, "host_plan", "host_scripts")
 
 
 @cache
@@ -139,18 +141,19 @@ class SqliteDatabase:
         """See :meth:`pipeline.databases.Database.apply`."""
         texts = [self._text(script, sql)]
         if verify is not None:
-            texts.append(verify.removeprefix(b"\xef\xbb\xbf"))
+            texts.append(self._errors.verify_text(script, verify).encode())
         request = {
             **self._told(script),
             "fence": fence,
             "run": run,
             "release": release,
             "covers": [[other.id, other.checksum, other.algorithm] for other in covers],
+            "id": uuid.uuid4().hex,
         }
         try:
-            answer = self._ask("apply", request, texts, (_LOOKING, _SCRIPTS), timeout=_LONG)
+            answer = self._ask("apply", request, texts, _SCRIPTS, timeout=_LONG)
         except LineCut as cut:
-            return self._ask_again(script, run, str(cut))
+            return self._ask_again(script, request, str(cut))
         if answer["ok"]:
             return bool(answer["applied"])
         raise self._trouble(answer, script, fence)
@@ -168,7 +171,7 @@ class SqliteDatabase:
         """See :meth:`pipeline.databases.Database.baseline`."""
         told = [[script.id, script.checksum, script.algorithm] for script in scripts]
         request = {"scripts": told, "fence": fence, "run": run, "release": release}
-        return list(self._look("baseline", request, modules=(_LOOKING, _SCRIPTS))["taken"])
+        return list(self._look("baseline", request, modules=_SCRIPTS)["taken"])
 
     def repair(
         self, script: str, what: Repair, *, fence: int, run: str, release: str, resume_at: int | None = None
@@ -182,13 +185,13 @@ class SqliteDatabase:
             "run": run,
             "release": release,
         }
-        self._look("repair", request, modules=(_LOOKING, _SCRIPTS))
+        self._look("repair", request, modules=_SCRIPTS)
 
     def rehearse(self, scripts: Sequence[tuple[Script, bytes]], *, run: str) -> list[Rehearsed]:
         """See :meth:`pipeline.databases.Database.rehearse`. On a copy of the database, so every script runs as it will."""
         texts = [self._text(script, sql) for script, sql in scripts]
         request = {"scripts": [self._told(script) for script, _ in scripts], "run": run, "release": "", "covers": []}
-        outcomes = self._look("rehearse", request, texts, modules=(_LOOKING, _SCRIPTS), timeout=_LONG)["outcomes"]
+        outcomes = self._look("rehearse", request, texts, modules=_SCRIPTS, timeout=_LONG)["outcomes"]
         rehearsed = []
         for (script, _), outcome in zip(scripts, outcomes, strict=False):
             if outcome["ok"]:
@@ -251,7 +254,7 @@ class SqliteDatabase:
 
     def _text(self, script: Script, sql: bytes) -> bytes:
         """What runs of the script, in UTF-8. Refused when it is declared for a client."""
-        text = self._errors.text(script, sql)
+        text = self._errors.text(script, sql, in_transaction=script.transactional)
         if script.client:
             raise Refused(
                 f"migration {script.id} cannot run on {self._errors.place}.",
@@ -276,12 +279,20 @@ class SqliteDatabase:
             Applied.model_validate({"at" if name == "applied_at" else name: row[name] for name in row}) for row in rows
         ]
 
-    def _ask_again(self, script: Script, run: str, cut: str) -> bool:
-        """What the history says once no other process is at work here."""
+    def _ask_again(self, script: Script, request: dict[str, Any], cut: str) -> bool:
+        """What the history says once no other process is at work here, and none can begin with what was sent."""
+        run: str = request["run"]
+        stepwise = not script.transactional
+        try:
+            self._look("withdraw", {key: request[key] for key in ("id", "fence", "run")}, modules=_SCRIPTS)
+        except PipelineError as error:
+            # Overtaken, it could not begin either.
+            if not overtaken(error):
+                raise self._errors.unknown(script, error, stepwise=stepwise) from None
         try:
             rows = {row.script: row for row in self._history(settled=True)}
         except PipelineError as error:
-            raise self._errors.unknown(script, error) from None
+            raise self._errors.unknown(script, error, stepwise=stepwise) from None
         row = rows.get(script.id)
         if row is not None and row.state == "running" and row.checksum == script.checksum:
             raise self._errors.stopped(

@@ -38,6 +38,7 @@ HISTORY = (
     "state",
     "statement",
     "statements",
+    "session",
 )
 EVENT = ("number", "what", "script", "checksum", "fence", "run", "release", "at", "details")
 ADDED = {
@@ -98,9 +99,10 @@ def statements(text: str) -> list[tuple[int, str]]:
     return list(each_statement(text))
 
 
-def each_statement(text: str) -> Iterator[tuple[int, str]]:
+def each_statement(text: str, strict: bool = False) -> Iterator[tuple[int, str]]:
     """As :func:`statements`, one after the other, so that a script of many megabytes is not held twice.
 
+    ``strict``: Trouble at a comment or a quote without an end; SQLite itself takes the rest of the script for a part of it.
     SQLite is asked only where it may say yes, as it reads the statement anew each time: at a semicolon outside of
     strings and comments, and within a trigger's body only after an END.
     """
@@ -113,6 +115,13 @@ def each_statement(text: str) -> Iterator[tuple[int, str]]:
         if match is not None:
             found_here = match.group()
             if found_here != ";":
+                if strict and not closed(found_here):
+                    what = "comment" if found_here[0] == "/" else "quote"
+                    raise Trouble(
+                        "script",
+                        f"a {what} that is opened here is never closed",
+                        line=text.count("\n", 0, match.start()) + 1,
+                    )
                 ask = ask or found_here.lower() == "end"
                 continue
             if not ask:
@@ -130,6 +139,19 @@ def each_statement(text: str) -> Iterator[tuple[int, str]]:
         if match is None:
             return
         start = end
+
+
+def closed(token: str) -> bool:
+    """Whether a comment or quote that :data:`TOKEN` found has its end."""
+    if token.startswith("/*"):
+        return len(token) > 3 and token.endswith("*/")
+    end = {"'": "'", '"': '"', "`": "`", "[": "]"}.get(token[0])
+    return end is None or (len(token) > 1 and token.endswith(end))
+
+
+def uncommented(piece: str) -> str:
+    """The piece with a blank for each comment; what stands in quotes is none."""
+    return TOKEN.sub(lambda match: " " if match.group().startswith(("--", "/*")) else match.group(), piece)
 
 
 def beginning(piece: str) -> int:
@@ -169,6 +191,11 @@ def connect(path: str, patience: float, make: bool = False) -> sqlite3.Connectio
     """
     uri = "file:" + "".join(f"%{byte:02x}" for byte in os.fsencode(path)) + "?mode=" + ("rwc" if make else "rw")
     return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=patience)
+
+
+def real(path: str) -> str:
+    """Where the file itself lies: SQLite keeps its journal and its log there, never beside a link to it."""
+    return os.path.realpath(path)  # (without pathlib)
 
 
 def exists(path: str) -> bool:
@@ -430,6 +457,7 @@ def received(request: dict[str, Any]) -> list[bytes]:
 def main(operations: dict[str, Any] = LOOKING) -> None:
     """One request, one answer; the exit code is 0 whenever there is an answer."""
     request = json.loads(sys.stdin.buffer.readline().decode("utf-8"))
+    request["path"] = real(request["path"])
     answer: dict[str, Any] = {"ok": True}
     try:
         answer.update(operations[request["operation"]](request, received(request)))

@@ -28,6 +28,7 @@ from pipeline.databases.sqlite.host import (
     is_busy,
     lock,
     note,
+    real,
     said_of,
     upgrade,
 )
@@ -86,9 +87,9 @@ def keep_still(connection: sqlite3.Connection, path: str, patience: float) -> No
     deadline = time.monotonic() + patience
     log = Path(path + "-wal")
     while True:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         begin(connection)
-        if not log.exists() or log.stat().st_size == 0:
+        if not busy and (not log.exists() or log.stat().st_size == 0):
             return
         connection.execute("ROLLBACK")
         if time.monotonic() > deadline:
@@ -273,6 +274,7 @@ def main() -> None:
     """``dump``, ``prove`` or ``restore``; the exit code is 1 with the reason on standard error, 0 with JSON for a restore."""
     what, folder = sys.argv[1], Path(sys.argv[2])
     request = json.loads((folder / "request").read_text(encoding="utf-8"))
+    request["path"] = real(request["path"])
     if len(sys.argv) > 3:
         request["open"] = sys.argv[3]
     try:

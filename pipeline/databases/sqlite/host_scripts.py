@@ -7,19 +7,15 @@ before it runs. No script can leave its file or write to our own tables: that is
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import time
 
 from pipeline.databases.sqlite.host import (
     FORMAT,
-    OUTSIDE,
-    OWN_TABLES,
     Trouble,
     claim,
     code_of,
     connect,
-    each_statement,
     exists,
     has_tables,
     is_busy,
@@ -28,119 +24,18 @@ from pipeline.databases.sqlite.host import (
     now,
 )
 from pipeline.databases.sqlite.host import main as answer
+from pipeline.databases.sqlite.host_plan import SETTING, TAKEN_BACK, VACUUM, Guard, Plan, plain, words_in, words_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
 ATTEMPTS = 5
-FIRST, SECOND = 1, 2
-# The authorizer's actions that write to a table, and which of its words names it: DELETE, DROP TABLE, INSERT, UPDATE;
-# then CREATE INDEX, CREATE TEMP TRIGGER, CREATE TRIGGER, ALTER TABLE. https://www.sqlite.org/c3ref/c_alter_table.html
-WRITES = {9: FIRST, 11: FIRST, 18: FIRST, 23: FIRST, 1: SECOND, 5: SECOND, 7: SECOND, 26: SECOND}
-COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
-BEGINS = re.compile(r"begin( (deferred|immediate|exclusive))?( transaction)?", re.IGNORECASE)
-ENDS = re.compile(r"(commit|end)( transaction)?", re.IGNORECASE)
-TAKEN_BACK = re.compile(r"(commit|end|rollback)( transaction)?", re.IGNORECASE)
-VACUUM = re.compile(r"vacuum( \w+)?", re.IGNORECASE)
-# What SQLite refuses within a transaction, or silently ignores there.
-OUTSIDE_ONLY = re.compile(
-    r"vacuum\b.*|pragma (?:\w+ ?\. ?)?(?:foreign_keys|journal_mode|synchronous|locking_mode) ?[=(].*"
-    r"|pragma (?:\w+ ?\. ?)?wal_checkpoint\b.*",
-    re.IGNORECASE | re.DOTALL,
-)
-# Settings of the connection: they are made again where a script goes on in the middle.
-SETTING = re.compile(
-    r"pragma (?:foreign_keys|legacy_alter_table|recursive_triggers|ignore_check_constraints|case_sensitive_like|synchronous"
-    r"|cache_size|temp_store|writable_schema|trusted_schema|automatic_index|mmap_size|secure_delete) ?[=(].*",
-    re.IGNORECASE | re.DOTALL,
-)
-SESSION = re.compile(r"create temp(orary)? .*", re.IGNORECASE | re.DOTALL)
-
-
-class Guard:
-    """The authorizer: while on, it denies to leave the file, to write to our own tables and to end the transaction.
-
-    ``own_transactions``: the script may begin and end transactions itself. ``denied`` is what was denied, ``kind`` the
-    answer's word for it.
-    """
-
-    def __init__(self, own_transactions: bool = False) -> None:
-        self.on = False
-        self.own_transactions = own_transactions
-        self.denied: str | None = None
-        self.kind = ""
-
-    def __call__(self, action: int, first: Any, second: Any, *_: Any) -> int:
-        """SQLITE_OK or SQLITE_DENY for one action of a statement that is being compiled."""
-        if not self.on:
-            return 0
-        if action == 22 and not self.own_transactions:
-            return self._deny("own-commit", first)
-        if action in {24, 25}:
-            return self._deny(
-                "outside" if self.own_transactions else "own-commit", "ATTACH" if action == 24 else "DETACH"
-            )
-        if action in {29, 31} and str(second).lower() in OUTSIDE:
-            return self._deny("outside", second)
-        if action == 19 and str(first).lower() in {"temp_store_directory", "data_store_directory"}:
-            return self._deny("outside", "PRAGMA " + first)
-        table = {FIRST: first, SECOND: second}.get(WRITES.get(action, 0))
-        if isinstance(table, str) and table.lower() in OWN_TABLES:
-            return self._deny("own-history", table.lower())
-        return 0
-
-    def _deny(self, kind: str, what: Any) -> int:
-        self.kind, self.denied = kind, str(what)
-        return 1
-
-
-class Plan:
-    """A script looked through before anything runs: how many statements, whether one pair of BEGIN and COMMIT is around
-    it, whether it depends on its session, and ``trouble``, for which it cannot run."""
-
-    def __init__(self, text: str, transactional: bool, pair_ends: Any = ENDS) -> None:
-        self.text = text
-        self.pair = self.session = False
-        self.trouble: Trouble | None = None
-        self.count = 0
-        first = last = ""
-        for number, (line, statement) in enumerate(each_statement(text), 1):
-            last = plain(statement)
-            first = first if number > 1 else last
-            self.count = number
-            self.session = self.session or bool(SESSION.fullmatch(last))
-            if self.trouble is None:
-                facts = {"number": number, "line": line, "words": words_of(statement)}
-                if statement.startswith("."):
-                    self.trouble = Trouble("client-command", statement.split()[0], **facts)
-                elif transactional and OUTSIDE_ONLY.fullmatch(last):
-                    self.trouble = Trouble("not-in-transaction", words_of(statement), **facts)
-        if transactional and BEGINS.fullmatch(first) and pair_ends.fullmatch(last) and self.count > 1:
-            self.pair = True
-
-    def statements(self) -> Iterator[tuple[int, int, str]]:
-        """Number, line and text of each statement that runs; the pair around them does not."""
-        for number, (line, statement) in enumerate(each_statement(self.text), 1):
-            if not (self.pair and number in {1, self.count}):
-                yield number, line, statement
-
-
-def plain(statement: str) -> str:
-    """The beginning of a statement without comments, blanks as one, without its semicolon."""
-    return " ".join(COMMENT.sub(" ", statement[:400]).split()).rstrip("; ")
 
 
 def pause() -> None:
     """A moment until the next attempt, not the same for all who wait."""
     time.sleep(0.1 + os.urandom(1)[0] / 640)
-
-
-def words_of(statement: str) -> str:
-    """The beginning of a statement on one line, at most 60 characters: enough to find it, not its data."""
-    words = " ".join(statement[:400].split()).rstrip("; ")
-    return words if len(words) <= 60 else words[:59] + "…"
 
 
 # --- one script ----------------------------------------------------------------------------------------------------------
@@ -158,6 +53,7 @@ class Work:
         self.plan = Plan(text.decode("utf-8"), request["transactional"])
         self.verifying = Plan(verify.decode("utf-8"), True, TAKEN_BACK) if verify is not None else None
         self.guard = Guard()
+        self.known = 0
 
     def run(self) -> bool:
         """Whether it was applied now; the connection is in a transaction of ours that has checked the fence."""
@@ -224,8 +120,14 @@ class Work:
             note(self.connection, self.request, "started", self.script, self.checksum, statements=self.plan.count)
         else:
             # Nobody said yet what is to be done when it stops again.
+            begun = self.plan.begun_before(known)
+            known = begun - 1 if begun else known
             self._counter(known)
+            if begun:
+                self.connection.execute("COMMIT")
+                raise Trouble("middle", stopped=True, number=begun, statement=known, statements=self.plan.count)
         self.connection.execute("COMMIT")
+        self.known = known
         self.connection.execute("PRAGMA busy_timeout = {:d}".format(self.request["lock_timeout"] * 1000))
         self.guard = Guard(own_transactions=True)
         try:
@@ -238,26 +140,48 @@ class Work:
                 self.connection.execute("ROLLBACK")
             trouble.facts.update(stopped=True, **self._committed())
             raise
-        claim(self.connection, self.request["fence"], self.request["run"])
-        self._done("reapplied" if again and not going_on else "applied", self.plan.count, self.plan.count)
-        self.connection.execute("COMMIT")
+        self.connection.execute("PRAGMA busy_timeout = {:d}".format(int(self.request["patience"] * 1000)))
+        try:
+            claim(self.connection, self.request["fence"], self.request["run"])
+            self._done("reapplied" if again and not going_on else "applied", self.plan.count, self.plan.count)
+            self.connection.execute("COMMIT")
+        except (Trouble, sqlite3.Error) as error:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            facts = {"number": self.plan.count, "statements": self.plan.count, "code": code_of(error)}
+            raise Trouble("uncounted", str(error) or type(error).__name__, stopped=True, **facts) from error
 
     def _counter(self, number: int) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
+        """Writes it, for as long as a runner waits for another: its statement is committed, and nobody else knows."""
+        deadline = time.monotonic() + self.request["patience"]
+        attempt = 0
+        while True:
+            attempt += 1
+            inside = self.connection.in_transaction
             try:
                 self.connection.execute(
                     "UPDATE main.tma_migration_history SET statement = ?, resume = 0 WHERE script = ?",
                     (number, self.script),
                 )
+                self.known = self.known if inside else number
                 return
-            except sqlite3.OperationalError as error:
-                if not is_busy(error) or attempt == ATTEMPTS:
-                    raise Trouble("script", f"its counter cannot be written: {error}", code=code_of(error)) from error
+            except sqlite3.Error as error:
+                # Inside a transaction of the script's own a lock may never end, and the statement is taken back with it.
+                again = attempt < ATTEMPTS or (not inside and time.monotonic() < deadline)
+                if not (is_busy(error) and again):
+                    message = str(error) if not inside else f"its counter cannot be written: {error}"
+                    facts = {"number": number, "code": code_of(error)}
+                    raise Trouble("script" if inside else "uncounted", message, **facts) from error
+            pause()
 
     def _committed(self) -> dict[str, int]:
-        row = self.connection.execute(
-            "SELECT statement, statements FROM main.tma_migration_history WHERE script = ?", (self.script,)
-        ).fetchone()
+        try:
+            row = self.connection.execute(
+                "SELECT statement, statements FROM main.tma_migration_history WHERE script = ?", (self.script,)
+            ).fetchone()
+        except sqlite3.Error:
+            # Another's lock again: what this process counted itself.
+            row = (self.known, self.plan.count)
         return {"statement": row[0], "statements": row[1]}
 
     def _each(self, plan: Plan, after: Any, known: int = 0) -> None:
@@ -269,7 +193,9 @@ class Work:
             if number <= known and not SETTING.fullmatch(plain(statement)):
                 continue
             # VACUUM works through an attached database of its own, which the authorizer cannot tell from another.
-            guard.on = not (guard.own_transactions and VACUUM.fullmatch(plain(statement)))
+            guard.on = not (
+                guard.own_transactions and statement[:6].lower() == "vacuum" and VACUUM.fullmatch(words_in(statement))
+            )
             try:
                 self._statement(statement)
             except (sqlite3.Error, sqlite3.Warning) as error:
@@ -359,9 +285,32 @@ def apply(request: dict[str, Any], texts: list[bytes]) -> dict[str, Any]:
     """Applies one script with its row of the history, or says that it is in already."""
     connection = opened(request)
     try:
+        if request["id"] in withdrawn(connection):
+            raise Trouble("withdrawn", "whoever sent it was told that it will not run")
         return {"applied": Work(connection, request, texts[0], texts[1] if len(texts) > 1 else None).run()}
     finally:
         connection.close()
+
+
+def withdraw(request: dict[str, Any], _: list[bytes]) -> dict[str, Any]:
+    """Sees to it that the apply of this id, which may still be under way to the host, changes nothing when it arrives.
+
+    Its answer comes only when no such process is at work: what the history says then stays true.
+    """
+    connection = opened(request)
+    try:
+        ids = [*withdrawn(connection), request["id"]][-20:]
+        connection.execute("UPDATE main.tma_migration_fence SET script = ?", (" ".join(["withdrawn:", *ids]),))
+        connection.execute("COMMIT")
+        return {}
+    finally:
+        connection.close()
+
+
+def withdrawn(connection: sqlite3.Connection) -> list[str]:
+    """The ids that may not begin any more; kept in a column that this engine has no other use for."""
+    (said,) = connection.execute("SELECT script FROM main.tma_migration_fence").fetchone()
+    return said.split()[1:] if said and said.startswith("withdrawn:") else []
 
 
 def baseline(request: dict[str, Any], _: list[bytes]) -> dict[str, Any]:
@@ -447,4 +396,4 @@ def rehearse(request: dict[str, Any], texts: list[bytes]) -> dict[str, Any]:
 
 def main() -> None:
     """One request, one answer."""
-    answer({"apply": apply, "baseline": baseline, "repair": repair, "rehearse": rehearse})
+    answer({"apply": apply, "withdraw": withdraw, "baseline": baseline, "repair": repair, "rehearse": rehearse})

@@ -49,6 +49,8 @@ def _of_script(errors: ScriptErrors, answer: dict[str, Any], script: Script) -> 
         words = f"line {line}: statement {answer['number']} ({answer['words']}): {_said(answer)}"
         statements = answer["statements"] if answer.get("stopped") else None
         return errors.not_verified(script, words, code=answer.get("code"), statements=statements)
+    if kind == "contradicts":
+        return errors.contradicts(script, line=answer["line"])
     if answer.get("stopped"):
         return _stopped(errors, answer, script)
     if kind == "edited":
@@ -67,7 +69,7 @@ def _of_script(errors: ScriptErrors, answer: dict[str, Any], script: Script) -> 
     if kind == "busy":
         words = f"{message}; a lock of another connection was in the way {answer['attempts']} times"
         return errors.failed(script, words, code=answer.get("code"))
-    if kind in {"script", "outside", "client-command"}:
+    if kind in {"script", "outside", "client-command", "schema"}:
         place = {name: answer.get(name) for name in ("number", "line", "words", "code")}
         return errors.failed(script, _said(answer), **place)
     return None
@@ -75,6 +77,9 @@ def _of_script(errors: ScriptErrors, answer: dict[str, Any], script: Script) -> 
 
 def _stopped(errors: ScriptErrors, answer: dict[str, Any], script: Script) -> PipelineError:
     """A script that commits statement by statement: it goes on after the last one whose counter is committed."""
+    if answer["kind"] == "uncounted":
+        number, count = answer["number"], answer["statements"]
+        return errors.uncounted(script, answer["message"], number=number, statements=count, code=answer.get("code"))
     following, number = answer["statement"] + 1, answer.get("number")
     message, words = _said(answer), answer.get("words")
     if number is not None and number != following:
@@ -87,6 +92,7 @@ def _stopped(errors: ScriptErrors, answer: dict[str, Any], script: Script) -> Pi
         line=answer.get("line"),
         words=words,
         code=answer.get("code"),
+        uncertain=answer["kind"] == "middle",
     )
 
 
@@ -97,6 +103,8 @@ def _said(answer: dict[str, Any]) -> str:
         "outside": f"{message} reaches out of the database's own file",
         "client-command": f"{message} is a command of the sqlite3 program, and not SQL",
         "own-history": f"{message} is written by the pipeline only",
+        "schema": f"{message} lets a script change what SQLite knows of any table, the history's among them",
+        "middle": "the script cannot go on in the middle of a transaction of its own, only with the BEGIN of it",
         "own-commit": f"{message} ends the transaction",
         "left-open": "the script ends without ending the transaction that it began; it was rolled back",
     }
