@@ -908,7 +908,7 @@ def test_session_left_behind_by_a_script_does_not_matter(postgres: Postgres) -> 
     assert apply(
         database, "b.sql", "CREATE TEMP TABLE x (n int); CREATE TABLE b (n integer); SELECT pg_advisory_lock(1)"
     )
-    assert apply(database, "c.sql", "CREATE TEMP TABLE x (n int); SET client_encoding = 'LATIN1'; CREATE SCHEMA s;")
+    assert apply(database, "c.sql", "CREATE TEMP TABLE x (n int); SET datestyle = 'German, DMY'; CREATE SCHEMA s;")
     assert apply(database, "d.sql", "SET search_path = s; CREATE TABLE b (n integer);")
     assert postgres.query("SELECT schemaname FROM pg_tables WHERE tablename = 'b' ORDER BY 1") == [("public",), ("s",)]
     assert history_of(database) == ["a.sql", "b.sql", "c.sql", "d.sql"]
