@@ -117,12 +117,14 @@ if [ -e "$file" ]; then
 else
   mkdir -p "$folder" || exit 1
   [ -z "$passphrase" ] || file=$file.enc
-  for old in "$file".part.*; do
-    # Left by a process that was killed.
-    number=${old#"$file".part.} number=${number%.facts}
-    # Another backup's name may begin so.
+  for old in "$folder"/*.part.*; do
+    # Left by a process that was killed, whatever its backup was called; no label holds ".part.".
+    number=${old##*.part.} number=${number%.facts}
     case $number in '' | *[!0-9]*) continue ;; esac
-    if [ -e "$old" ]; then kill -0 "$number" 2>/dev/null || rm -f "$old"; fi
+    if [ -e "$old" ]; then
+      # One that has ended, and that only nobody has asked how, is dead as well.
+      if ! kill -0 "$number" 2>/dev/null || grep -qs '^State:.*Z' "/proc/$number/status"; then rm -f "$old"; fi
+    fi
   done
   part=$file.part.$$ made=made
   store() { seal > "$part"; }

@@ -26,7 +26,7 @@ from pipeline.script_text import script_bytes
 
 ROLLED_BACK = "Nothing of this script was committed; the scripts before it stay applied, as the history says."
 
-_LABEL = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,199}")
+_LABEL = re.compile(r"(?!.*\.part\.)[0-9A-Za-z][0-9A-Za-z._+-]{0,199}")
 
 
 # Comments, then BEGIN with nothing more to say.
@@ -135,7 +135,9 @@ class ScriptErrors:
         if not _LABEL.fullmatch(label):
             raise UsageError(
                 f"{label!r} cannot name a backup.",
-                reasons=["letters, digits, dot, underscore, plus and hyphen are allowed, 200 at most"],
+                reasons=[
+                    "letters, digits, dot, underscore, plus and hyphen are allowed, 200 at most, and not '.part.'"
+                ],
             )
         return label
 

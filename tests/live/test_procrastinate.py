@@ -51,7 +51,7 @@ SELECT count(*) AS id FROM procrastinate_jobs;
 # Every difference between what the migrations built and what schema.sql builds, with its reason. Nothing else may
 # differ, and nothing here may be without use. (The order of a table's columns is not compared: see catalogue.py.)
 EXPLAINED = {
-    r"^- \S+( type)?: (\w \| )?_?tma_migration_(history|fence)": "the pipeline's own history and fence, in no product's schema",
+    r"^- \S+( type)?: (\w \| )?_?tma_migration_(history|fence|events)": "the own tables of the pipeline, in no product's schema",
 }
 
 PLAYBOOK = """
